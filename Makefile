@@ -1,0 +1,61 @@
+# Everything a newcomer or a CI job types. `make` alone lists it. .venv is made and kept current by itself.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= outputs/openmoji
+HUB ?= outputs/openmoji-hub
+ARGS ?=
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# Nothing here needs the Hub: a call that would reach for it fails at once instead of waiting for a network.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# One line a package instead of pip's full log or of minutes of silence; errors come on stderr as they are.
+PIP_PROGRESS := sed -u -n -E 's/^ *(Downloading|Using cached|Processing) +(.*\/)?([^ /]+).*$$/    \3/p; s/^(Installing collected packages).*/    \1 .../p'
+
+.PHONY: help demo test test-slow check format clean
+help: ## list the targets
+	@printf 'make TARGET, where TARGET is one of\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@printf '\nVariables: PYTHON=%s (3.11 or newer), ARGS= (more arguments for pytest)\n' '$(PYTHON)'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  printf 'Python 3.11 or newer is needed; %s is %s. Name another one: make PYTHON=python3.12 ...\n' \
+	    '$(PYTHON)' "$$($(PYTHON) --version 2>&1)" >&2; exit 1; }
+	@test -x $(PY) || { echo '[1/3] making $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@echo '[2/3] installing torch (the largest package; with CUDA it is some gigabytes)'
+	@$(PY) -m pip install "$$(grep '^torch==' constraints.txt)" -c constraints.txt | $(PIP_PROGRESS)
+	@echo '[3/3] installing the package, its extras and the tools'
+	@$(PY) -m pip install -e '.[dev]' -c constraints.txt | $(PIP_PROGRESS)
+	@touch $@
+
+demo: $(STAMP) ## train a small model on real pictures and texts (3 stages), publish it as a folder, search with it
+	@begin=$$SECONDS; \
+	resume=; if [ -n "$$(ls -A $(RUN) 2>/dev/null)" ]; then resume=--resume; fi; \
+	$(OFFLINE) $(PY) -m trainer_ext configuration/recipes/openmoji.yaml --output_dir $(RUN) $$resume; \
+	echo "trained in $$((SECONDS - begin)) s"; \
+	$(OFFLINE) $(PY) hub_upload.py build $(RUN) $(HUB); \
+	$(OFFLINE) $(PY) hub_upload.py verify $(HUB); \
+	echo "make demo took $$((SECONDS - begin)) s"
+
+test: $(STAMP) ## the tests and the doctests, without the slow ones and those that need a GPU
+	$(OFFLINE) $(PY) -m pytest -q -m 'not slow and not gpu' $(ARGS)
+
+test-slow: $(STAMP) ## the slow tests: whole runs, several processes, fresh environments
+	$(OFFLINE) $(PY) -m pytest -q -m 'slow and not gpu' $(ARGS)
+
+check: $(STAMP) ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(STAMP) ## let ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove builds and tool caches (not .venv, not outputs/)
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
