@@ -1,0 +1,236 @@
+"""Configuration of Jina CLIP: the schema that every ``config.json`` and every preset must satisfy.
+
+Reads the schema of the published checkpoints (``jinaai/jina-clip-v1``, arXiv 2405.20204) unchanged. There the sizes of
+the text tower are not in the file: they are those of the repository named in ``hf_model_name_or_path``, overridden by
+``hf_model_config_kwargs``. Here they are plain fields, filled from both at load time.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PretrainedConfig
+
+# What `hf_model_config_kwargs` may hold besides architecture fields: switches of the original runtime that choose a
+# kernel, not a result.
+_RUNTIME_SWITCHES = frozenset({"use_flash_attn", "fused_bias_fc", "fused_mlp", "use_xentropy", "trust_remote_code"})
+
+
+def _unknown_value(owner: str, field: str, value: Any, allowed: str) -> ValueError:
+    return ValueError(f"{owner}.{field}={value!r} is not supported; use {allowed}.")
+
+
+@strict
+class JinaCLIPTextConfig(PretrainedConfig):
+    """Configuration of the JinaBERT text tower (defaults: jina-clip-v1, arXiv 2405.20204, section 3).
+
+    The output is ``embed_dim`` wide. There is no projection in the published model, so ``embed_dim == hidden_size``
+    unless ``proj_type="linear"``.
+
+    Example::
+
+        >>> config = JinaCLIPTextConfig(embed_dim=64, hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
+        >>> config.hidden_size // config.num_attention_heads
+        16
+    """
+
+    model_type = "jina_clip_text"
+    base_config_key = "text_config"
+
+    embed_dim: int = 768
+    vocab_size: int = 30528
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    mlp_type: str = "glu"
+    position_embedding_type: str = "alibi"
+    max_position_embeddings: int = 8192
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    initializer_range: float = 0.02
+    pooler_type: str | None = "mean_pooler"
+    proj_type: str | None = None
+    proj_bias: bool = False
+    pad_token_id: int | None = 0
+    hf_model_name_or_path: str | None = None
+    hf_model_config_kwargs: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.pad_token_id is None:  # the published file says null: the id is the text repository's
+            self.pad_token_id = 0
+        for key, value in (self.hf_model_config_kwargs or {}).items():
+            if key in type(self).__dataclass_fields__:
+                setattr(self, key, value)
+            elif key not in _RUNTIME_SWITCHES:
+                raise ValueError(
+                    f"text_config.hf_model_config_kwargs has an unknown key {key!r} (value {value!r}); "
+                    "known are the fields of JinaCLIPTextConfig."
+                )
+        # Merged above: one place per value from here on, so that nothing can disagree after a save.
+        self.hf_model_config_kwargs = None
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        for field, allowed in (
+            ("hidden_act", ("gelu",)),
+            ("mlp_type", ("glu",)),
+            ("position_embedding_type", ("alibi",)),
+            ("pooler_type", ("mean_pooler", None)),
+            ("proj_type", (None, "linear")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise _unknown_value(
+                    "text_config", field, getattr(self, field), " or ".join(f"{value!r}" for value in allowed)
+                )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"text_config.hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        if self.proj_type is None and self.embed_dim != self.hidden_size:
+            raise ValueError(
+                f"text_config.embed_dim={self.embed_dim} differs from hidden_size={self.hidden_size} without a "
+                "projection; make them equal or set proj_type='linear'."
+            )
+
+
+@strict
+class JinaCLIPVisionConfig(PretrainedConfig):
+    """Configuration of the EVA02 image tower (defaults: jina-clip-v1, EVA02-B/16 at 224 px).
+
+    Field names are those of the published ``vision_config``. ``pt_hw_seq_len`` is the grid side of pre-training and
+    ``intp_freq`` tells whether rotary positions are squeezed onto it (v1: 14 and False).
+
+    Example::
+
+        >>> config = JinaCLIPVisionConfig(width=64, embed_dim=64, head_width=16, layers=2, image_size=32, patch_size=8)
+        >>> config.num_attention_heads, config.intermediate_size
+        (4, 170)
+    """
+
+    model_type = "jina_clip_vision"
+    base_config_key = "vision_config"
+    attribute_map = {"hidden_size": "width", "num_hidden_layers": "layers"}
+
+    embed_dim: int = 768
+    width: int = 768
+    head_width: int = 64
+    layers: int = 12
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    mlp_ratio: float | int = 2.6667
+    patch_dropout: float | int = 0.1
+    qkv_bias: bool = True
+    rope_embeddings: bool = True
+    pt_hw_seq_len: int = 14
+    intp_freq: bool = False
+    naive_swiglu: bool = True
+    subln: bool = True
+    post_norm: bool = False
+    ls_init_value: float | None = None
+    drop_path_rate: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    proj_type: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self._check()
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.width // self.head_width
+
+    @property
+    def intermediate_size(self) -> int:
+        return int(self.width * self.mlp_ratio)
+
+    def _check(self) -> None:
+        for field, supported in (
+            ("rope_embeddings", True),
+            ("naive_swiglu", True),
+            ("subln", True),
+            ("post_norm", False),
+            ("ls_init_value", None),
+            ("drop_path_rate", 0.0),
+        ):
+            if getattr(self, field) != supported:
+                raise _unknown_value("vision_config", field, getattr(self, field), repr(supported))
+        if self.proj_type not in (None, "linear"):
+            raise _unknown_value("vision_config", "proj_type", self.proj_type, "None or 'linear'")
+        if self.width % self.head_width or self.head_width % 4:
+            raise ValueError(
+                f"vision_config.width={self.width} must be a multiple of head_width={self.head_width}, and head_width "
+                "a multiple of 4 (half of it turns by row, half by column, in pairs)."
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"vision_config.image_size={self.image_size} is not a multiple of patch_size={self.patch_size}."
+            )
+        if not 0.0 <= self.patch_dropout < 1.0:
+            raise _unknown_value("vision_config", "patch_dropout", self.patch_dropout, "a value in [0, 1)")
+        if self.proj_type is None and self.embed_dim != self.width:
+            raise ValueError(
+                f"vision_config.embed_dim={self.embed_dim} differs from width={self.width} without a projection; "
+                "make them equal or set proj_type='linear'."
+            )
+
+
+@strict
+class JinaCLIPConfig(PretrainedConfig):
+    """Configuration of ``JinaCLIPModel``: two towers and one trainable logit scale.
+
+    Raises ``ValueError`` when the towers do not meet in one space.
+
+    Example::
+
+        >>> config = JinaCLIPConfig()
+        >>> config.projection_dim == config.text_config.embed_dim == config.vision_config.embed_dim
+        True
+    """
+
+    model_type = "jina_clip"
+    # Instances of sub-configs are told apart by `model_type`, never by class: loaded as remote code from a local
+    # folder, this file may live in two modules at once.
+    sub_configs = {"text_config": JinaCLIPTextConfig, "vision_config": JinaCLIPVisionConfig}
+
+    text_config: dict | PretrainedConfig | None = None
+    vision_config: dict | PretrainedConfig | None = None
+    projection_dim: int | None = None
+    add_projections: bool = False
+    logit_scale_init_value: float = 2.6592  # ln(1 / 0.07), as CLIP
+    initializer_factor: float = 1.0
+    matryoshka_dimensions: list[int] | None = None
+    truncate_dim: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for key, config_class in self.sub_configs.items():
+            value = getattr(self, key)
+            if not isinstance(value, PretrainedConfig):
+                setattr(self, key, config_class(**(value or {})))
+        if self.projection_dim is None:
+            self.projection_dim = self.text_config.embed_dim
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        widths = {
+            "projection_dim": self.projection_dim,
+            "text_config.embed_dim": self.text_config.embed_dim,
+            "vision_config.embed_dim": self.vision_config.embed_dim,
+        }
+        if len(set(widths.values())) > 1:
+            raise ValueError(
+                "Both towers must end in one space: "
+                + ", ".join(f"{name}={width}" for name, width in widths.items())
+                + "; make them equal."
+            )
+        if self.add_projections:
+            raise _unknown_value("config", "add_projections", True, "False (no published checkpoint has projections)")
+        if self.truncate_dim is not None and not 0 < self.truncate_dim <= self.projection_dim:
+            raise _unknown_value("config", "truncate_dim", self.truncate_dim, f"1 to {self.projection_dim} or null")

@@ -1,0 +1,57 @@
+"""The sentence-transformers module: texts, images and lists that mix them.
+
+Adds two things to the stock module: a list may hold texts and images at once, and a plain string is always a text, so
+that no file is opened and no URL fetched because a text looks like one. An image is given as PIL, array, tensor or
+``{"image": ...}``.
+"""
+
+from typing import Any
+
+import torch
+from sentence_transformers.base.modality import infer_modality
+from sentence_transformers.base.modules.transformer import Transformer as StockTransformer
+
+
+class Transformer(StockTransformer):
+    """First module of ``SentenceTransformer("...", trust_remote_code=True)``.
+
+    Example::
+
+        model = SentenceTransformer("path/to/folder", trust_remote_code=True)
+        model.encode(["a red bus", Image.open("bus.png"), {"image": "cat.png"}])  # (3, dim)
+    """
+
+    @property
+    def modalities(self) -> list[str]:
+        # sentence-transformers calls a batch of several kinds "message" and asks whether the module takes it.
+        return [*self.modality_config, "message"]
+
+    def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Tokenize texts and prepare images; a mixed list keeps the position of each kind beside its features."""
+        inputs = [{"text": item} if isinstance(item, str) else item for item in inputs]
+        kinds = [infer_modality(item, list(self.modality_config)) for item in inputs]
+        unknown = sorted({str(kind) for kind in kinds} - set(self.modality_config))
+        if unknown:
+            raise ValueError(f"cannot embed inputs of kind {unknown}; pass texts or images, one per item")
+        present = [kind for kind in self.modality_config if kind in kinds]
+        if len(present) < 2:
+            return super().preprocess(inputs, prompt=prompt, **kwargs)
+        features: dict[str, Any] = {}
+        for kind in present:
+            positions = [position for position, other in enumerate(kinds) if other == kind]
+            features |= super().preprocess([inputs[position] for position in positions], prompt=prompt, **kwargs)
+            features[f"{kind}_index"] = torch.tensor(positions)
+        return {**features, "modality": "mixed"}
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Embed each kind by its tower and put the rows back in the order of the inputs."""
+        if features.get("modality") != "mixed":
+            return super().forward(features, **kwargs)
+        embeddings, positions = [], []
+        for kind in self.modality_config:
+            if f"{kind}_index" in features:
+                part = super().forward({**features, "modality": kind}, **kwargs)
+                embeddings.append(part[self.module_output_name])
+                positions.append(features[f"{kind}_index"])
+        features[self.module_output_name] = torch.cat(embeddings)[torch.argsort(torch.cat(positions))]
+        return features

@@ -1,0 +1,186 @@
+"""Raw inputs to vectors: ``encode_text`` and ``encode_image`` with the published signatures and defaults."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import AutoProcessor
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# With `batch_size` texts of this many tokens a batch is full; shorter texts come more to a batch, longer ones fewer.
+TOKENS_PER_ROW = 128
+DEFAULT_MAX_LENGTH = 512
+
+
+class EncodingMixin:
+    """Adds ``encode_text`` and ``encode_image`` to a model with ``get_text_features`` and ``get_image_features``."""
+
+    _processor: Any = None
+
+    @property
+    def processor(self) -> Any:
+        """The tokenizer and image processor, read on first use from the folder the model was loaded from.
+
+        Set it by hand on a model that was made in memory: ``model.processor = processor``.
+        """
+        if self._processor is None:
+            folder = self.config._name_or_path
+            if not folder:
+                raise ValueError("this model was not loaded from a folder; set model.processor to a JinaCLIPProcessor")
+            self._processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        return self._processor
+
+    @processor.setter
+    def processor(self, value: Any) -> None:
+        self._processor = value
+
+    @torch.inference_mode()
+    def encode_text(
+        self,
+        sentences: str | Sequence[str],
+        task: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: torch.device | str | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        **tokenizer_kwargs: Any,
+    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+        """Vectors of ``sentences``: (n, dim) float32, or (dim,) for a single string. A string is always a text.
+
+        Texts run sorted by length in batches of about ``batch_size * 128`` tokens and come back in their order.
+        ``tokenizer_kwargs`` override padding, truncation and ``max_length=512``. ``truncate_dim`` keeps the first
+        dimensions, before normalising. Without numpy and tensor conversion a list of tensors is returned.
+        """
+        single, sentences = _as_list(sentences, str)
+        if not all(isinstance(sentence, str) for sentence in sentences):
+            wrong = next(item for item in sentences if not isinstance(item, str))
+            raise TypeError(f"encode_text takes strings, got {type(wrong).__name__}: {str(wrong)[:60]!r}")
+        if task is not None:
+            logger.warning_once(f"this checkpoint has no task instructions; task={task!r} is ignored")
+        options = {"truncation": True, "max_length": DEFAULT_MAX_LENGTH, **tokenizer_kwargs}
+        padding = options.pop("padding", True)
+        tokenizer = self.processor.tokenizer
+        rows = tokenizer(list(sentences), return_token_type_ids=False, **options)["input_ids"] if sentences else []
+
+        def embed(indices: list[int]) -> torch.Tensor:
+            batch = tokenizer.pad({"input_ids": [rows[i] for i in indices]}, padding=padding, return_tensors="pt")
+            return self.get_text_features(**batch.to(device or self.device))
+
+        batches = token_budget_batches([len(row) for row in rows], batch_size)
+        embeddings = self._encode(batches, embed, len(rows), show_progress_bar, device)
+        embeddings = _finish(embeddings, truncate_dim or self.config.truncate_dim, normalize_embeddings)
+        return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
+
+    @torch.inference_mode()
+    def encode_image(
+        self,
+        images: Any,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: torch.device | str | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+        """Vectors of ``images``: (n, dim) float32, or (dim,) for a single image.
+
+        An image is PIL, numpy, tensor, path, bytes or ``data:image/`` URI; URLs are refused (see ``image_inputs``).
+        """
+        single, images = _as_list(images, None)
+
+        def embed(indices: list[int]) -> torch.Tensor:
+            batch = self.processor.image_processor([images[i] for i in indices], return_tensors="pt")
+            return self.get_image_features(batch["pixel_values"].to(device or self.device))
+
+        batches = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
+        embeddings = self._encode(batches, embed, len(images), show_progress_bar, device)
+        embeddings = _finish(embeddings, truncate_dim or self.config.truncate_dim, normalize_embeddings)
+        return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
+
+    def _encode(
+        self,
+        batches: list[list[int]],
+        embed: Callable[[list[int]], torch.Tensor],
+        count: int,
+        show_progress_bar: bool | None,
+        device: torch.device | str | None,
+    ) -> torch.Tensor:
+        """Run ``embed`` over ``batches`` of indices in evaluation mode; (count, dim) float32 on the CPU, in order."""
+        if device is not None:
+            self.to(device)
+        was_training = self.training
+        self.eval()
+        embeddings = torch.empty(count, self.config.projection_dim)
+        try:
+            for indices in _progress(batches, show_progress_bar):
+                embeddings[indices] = embed(indices).float().cpu()
+        finally:
+            self.train(was_training)
+        return embeddings
+
+
+def token_budget_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices grouped by length, longest first, each group within ``batch_size * TOKENS_PER_ROW`` padded tokens.
+
+    Longest first shows an out-of-memory error at once instead of at the end.
+
+    Example::
+
+        >>> token_budget_batches([3, 200, 100, 300], batch_size=4)
+        [[3], [1, 2], [0]]
+        >>> token_budget_batches([], batch_size=4)
+        []
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    budget = batch_size * TOKENS_PER_ROW
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        # A batch is as long as its first text. One less than half as long would be mostly padding: start anew.
+        fits = batches and (len(batches[-1]) + 1) * longest <= budget and 2 * lengths[index] >= longest
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            longest = lengths[index]
+    return batches
+
+
+def _progress(batches: list[list[int]], show: bool | None) -> Iterator[list[int]]:
+    show = logger.getEffectiveLevel() <= logging.INFO if show is None else show
+    return tqdm(batches, desc="Encoding", unit="batch", disable=not show)
+
+
+def _as_list(inputs: Any, scalar: type | None) -> tuple[bool, list]:
+    if isinstance(inputs, (list, tuple)):
+        return False, list(inputs)
+    is_batch = hasattr(inputs, "ndim") and (inputs.ndim == 4 or (scalar is str and inputs.ndim == 1))
+    return (False, list(inputs)) if is_batch else (True, [inputs])
+
+
+def _finish(embeddings: torch.Tensor, truncate_dim: int | None, normalize: bool) -> torch.Tensor:
+    if truncate_dim is not None:
+        if not 0 < truncate_dim <= embeddings.shape[-1]:
+            raise ValueError(f"truncate_dim={truncate_dim} must lie in 1..{embeddings.shape[-1]}")
+        embeddings = embeddings[:, :truncate_dim]
+    return F.normalize(embeddings, dim=-1) if normalize else embeddings
+
+
+def _convert(
+    embeddings: torch.Tensor, single: bool, convert_to_numpy: bool, convert_to_tensor: bool
+) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+    if single:
+        return embeddings[0] if convert_to_tensor or not convert_to_numpy else embeddings[0].numpy()
+    if convert_to_tensor:
+        return embeddings
+    return embeddings.numpy() if convert_to_numpy else list(embeddings)

@@ -1,0 +1,108 @@
+"""Image preprocessing of Jina CLIP in PIL and numpy, bit for bit that of the published checkpoints.
+
+RGB, shortest side to ``size`` (bicubic), centre crop, scale to [0, 1], normalise. Needs no torchvision.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+from .image_inputs import open_image, to_rgb
+
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+
+class JinaCLIPImageProcessor(BaseImageProcessor):
+    """Turn images into ``pixel_values`` (batch, 3, size, size) float32.
+
+    Argument names are those of the published ``preprocessor_config.json``. ``resize_mode`` is ``"shortest"`` (crop the
+    middle), ``"longest"`` (pad with ``fill_color``) or ``"squash"``.
+
+    Example::
+
+        >>> processor = JinaCLIPImageProcessor(size=32)
+        >>> processor([Image.new("RGB", (40, 60))], return_tensors="np")["pixel_values"].shape
+        (1, 3, 32, 32)
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        size: int | dict[str, int] = 224,
+        mean: list[float] | tuple[float, ...] | None = None,
+        std: list[float] | tuple[float, ...] | None = None,
+        resize_mode: str = "shortest",
+        interpolation: str = "bicubic",
+        fill_color: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.size = _side(size)
+        self.mean = list(CLIP_MEAN if mean is None else mean)
+        self.std = list(CLIP_STD if std is None else std)
+        self.resize_mode = resize_mode
+        self.interpolation = interpolation
+        self.fill_color = fill_color
+        if resize_mode not in ("shortest", "longest", "squash"):
+            raise ValueError(f"resize_mode={resize_mode!r} is unknown; use 'shortest', 'longest' or 'squash'")
+        if interpolation.upper() not in Image.Resampling.__members__:
+            raise ValueError(f"interpolation={interpolation!r} is unknown; use 'bicubic', 'bilinear', ...")
+
+    def preprocess(
+        self, images: Any, size: int | dict[str, int] | None = None, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Preprocess one image or a list: PIL, numpy, tensor, path, bytes or data URI.
+
+        ``size`` overrides the side for this call (a training stage may use another one). Raises ``ValueError`` with
+        the position of an image that cannot be used, ``TypeError`` on an unknown argument.
+        """
+        if kwargs:
+            raise TypeError(f"unknown arguments {sorted(kwargs)}; known are size and return_tensors")
+        side = self.size if size is None else _side(size)
+        if not isinstance(images, (list, tuple)):
+            is_batch = getattr(images, "ndim", 0) == 4
+            images = list(images) if is_batch else [images]
+        pixels = np.empty((len(images), side, side, 3), dtype=np.uint8)
+        for position, image in enumerate(images):
+            try:
+                pixels[position] = self._fit(Image.fromarray(to_rgb(open_image(image))), side)
+            except (ValueError, TypeError, OSError) as error:
+                raise type(error)(f"image {position}: {error}") from error
+        # Channels first only at the end: the arithmetic is the same, the memory walk is not.
+        values = (pixels.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
+        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+        return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
+
+    def _fit(self, image: Image.Image, side: int) -> np.ndarray:
+        """One image to (side, side, 3) uint8."""
+        resample = Image.Resampling[self.interpolation.upper()]
+        width, height = image.size
+        if self.resize_mode == "squash":
+            target = (side, side)
+        else:
+            fixed = min(width, height) if self.resize_mode == "shortest" else max(width, height)
+            target = tuple(side if edge == fixed else max(1, int(side * edge / fixed)) for edge in (width, height))
+        if image.size != target:
+            image = image.resize(target, resample)
+        if image.size == (side, side):
+            return np.asarray(image)
+        left, top = (round((edge - side) / 2.0) for edge in image.size)
+        canvas = Image.new("RGB", (side, side), (self.fill_color,) * 3)
+        canvas.paste(image, (-left, -top))
+        return np.asarray(canvas)
+
+
+def _side(size: int | dict[str, int]) -> int:
+    """The output side from an int or the size dictionaries that transformers writes."""
+    if isinstance(size, dict) or hasattr(size, "keys"):
+        values = {value for value in dict(size).values() if value is not None}
+        if len(values) != 1:
+            raise ValueError(f"size={dict(size)!r} is not one square side; pass an int such as 224")
+        size = values.pop()
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"size={size!r} must be a positive int, e.g. 224")
+    return size

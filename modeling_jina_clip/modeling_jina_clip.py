@@ -1,0 +1,152 @@
+"""Jina CLIP: a JinaBERT text tower and an EVA02 image tower in one embedding space (arXiv 2405.20204).
+
+``forward`` returns normalised embeddings of whatever it was given; ``get_text_features`` and ``get_image_features``
+return them before normalisation; ``encode_text`` and ``encode_image`` take raw inputs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_jina_clip import JinaCLIPConfig
+from .encoding_jina_clip import EncodingMixin
+from .modeling_jina_clip_text import JinaCLIPTextModel
+from .modeling_jina_clip_vision import JinaCLIPVisionModel
+from .strict_loading import StrictLoadingMixin
+
+
+@dataclass
+class JinaCLIPOutput(ModelOutput):
+    """Output of ``JinaCLIPModel``; fields of an absent side are None.
+
+    Args:
+        loss: symmetric contrastive loss over the batch, scalar, with ``return_loss=True``.
+        logits_per_image: (images, texts) cosine similarity times ``exp(logit_scale)``.
+        logits_per_text: its transpose.
+        text_embeds: (texts, dim), L2-normalised.
+        image_embeds: (images, dim), L2-normalised.
+        text_model_output: output of the text tower.
+        vision_model_output: output of the image tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class JinaCLIPPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """Base class: loading rules of the composite model. The towers initialise their own weights."""
+
+    config: JinaCLIPConfig
+    base_model_prefix = "jina_clip"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "JinaCLIPTextEmbeddings",
+        "JinaCLIPTextLayer",
+        "JinaCLIPVisionPatchEmbed",
+        "JinaCLIPVisionLayer",
+    ]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # Rotary tables are stored by some published files, in several places; they are computed here.
+    _keys_to_ignore_on_load_unexpected = [r"rope\.freqs_(cos|sin)$"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, JinaCLIPModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+
+class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
+    """Two towers and a trainable logit scale.
+
+    Example::
+
+        model = JinaCLIPModel.from_pretrained("path/to/jina-clip-v1")
+        texts = model.encode_text(["a blue cat", "a red bus"])      # (2, 768) float32, L2-normalised
+        images = model.encode_image(["cat.png", "bus.png"])         # (2, 768)
+        texts @ images.T
+    """
+
+    def __init__(self, config: JinaCLIPConfig):
+        super().__init__(config)
+        self.text_model = JinaCLIPTextModel._from_config(config.text_config)
+        self.vision_model = JinaCLIPVisionModel._from_config(config.vision_config)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """Text vectors (batch, dim), not normalised, from ``input_ids`` (batch, length)."""
+        return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).pooler_output
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width)."""
+        return self.vision_model(pixel_values=pixel_values, **kwargs).pooler_output
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> JinaCLIPOutput:
+        """Embed texts, images or both.
+
+        With both, logits over all pairs are returned too, and with ``return_loss`` CLIP's loss, for which text i
+        belongs to image i. Raises ``ValueError`` when both are absent, or when the loss is asked for unequal batches.
+        """
+        if input_ids is None and pixel_values is None:
+            raise ValueError("JinaCLIPModel needs input_ids, pixel_values or both; got neither")
+        output = JinaCLIPOutput()
+        if input_ids is not None:
+            output.text_model_output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            output.text_embeds = F.normalize(output.text_model_output.pooler_output, dim=-1)  # (T, D)
+        if pixel_values is not None:
+            output.vision_model_output = self.vision_model(pixel_values=pixel_values, **kwargs)
+            output.image_embeds = F.normalize(output.vision_model_output.pooler_output, dim=-1)  # (I, D)
+        if output.text_embeds is not None and output.image_embeds is not None:
+            cosine = output.text_embeds @ output.image_embeds.to(output.text_embeds.device).T  # (T, I)
+            output.logits_per_text = self.logit_scale.exp().to(cosine.device) * cosine
+            output.logits_per_image = output.logits_per_text.T
+        if return_loss:
+            output.loss = contrastive_loss(output.logits_per_text)
+        return output
+
+
+def contrastive_loss(logits_per_text: torch.Tensor | None) -> torch.Tensor:
+    """CLIP's loss (arXiv 2103.00020): mean of the cross-entropies of rows and columns of a square (n, n) matrix."""
+    if logits_per_text is None or logits_per_text.shape[0] != logits_per_text.shape[1]:
+        shape = None if logits_per_text is None else tuple(logits_per_text.shape)
+        raise ValueError(f"return_loss needs as many texts as images, text i for image i; got logits of shape {shape}")
+    labels = torch.arange(len(logits_per_text), device=logits_per_text.device)
+    logits = logits_per_text.float()
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

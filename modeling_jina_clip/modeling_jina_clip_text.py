@@ -1,0 +1,304 @@
+"""The JinaBERT text tower: token ids in, one pooled vector per text out.
+
+A post-norm BERT without position embeddings. Word order enters through symmetric ALiBi (arXiv 2108.12409, made
+bidirectional as in JinaBERT, arXiv 2310.19923): each head adds ``-slope * |i - j|`` to its attention scores. The
+feed-forward is a gated GELU. Parameter names are those of the published jina-clip-v1 file.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_jina_clip import JinaCLIPTextConfig
+from .strict_loading import StrictLoadingMixin
+
+# A bias of (batch, heads, length, length) beyond this many elements is not kept: attention then runs over blocks of
+# query rows, each with its own slice of the bias. 2**25 float32 elements are 128 MiB.
+MAX_BIAS_ELEMENTS = 2**25
+
+
+def alibi_slopes(num_heads: int, device: torch.device | None = None) -> torch.Tensor:
+    """One slope per head, float32: a geometric sequence from 2^(-8/n), interleaved when n is not a power of two.
+
+    Source: the reference rule of arXiv 2108.12409, section 3.
+
+    Example::
+
+        >>> alibi_slopes(4).tolist()
+        [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    largest_power = 2 ** math.floor(math.log2(num_heads))
+    exponents = [8 * (head + 1) / largest_power for head in range(largest_power)]
+    # The heads beyond the power of two take every other slope of the sequence for twice as many heads.
+    exponents += [4 * (2 * head + 1) / largest_power for head in range(num_heads - largest_power)]
+    return torch.tensor([2.0**-exponent for exponent in exponents], device=device)
+
+
+def alibi_bias(
+    slopes: torch.Tensor, padding: torch.Tensor | None, start: int, stop: int, length: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Rows ``start:stop`` of the additive attention bias, (batch or 1, heads, stop - start, length).
+
+    ``padding`` is a boolean (batch, length), True where a token is real.
+    """
+    positions = torch.arange(length, device=slopes.device)
+    distance = (positions[start:stop, None] - positions[None, :]).abs()
+    bias = (-slopes[:, None, None] * distance).to(dtype)[None]  # (1, H, rows, L)
+    if padding is not None:
+        bias = bias.masked_fill(~padding[:, None, None, :], torch.finfo(dtype).min)  # (B, H, rows, L)
+    return bias
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, the reference for every other backend. Heads first in, heads third out."""
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling  # (B, H, rows, L)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights  # (B, rows, H, D)
+
+
+class JinaCLIPTextEmbeddings(nn.Module):
+    """Word plus token-type embeddings; every token has type 0."""
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]  # (B, L, W)
+
+
+class JinaCLIPTextAttention(nn.Module):
+    """Multi-head self-attention with one fused query-key-value matrix, as in the published file."""
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False  # without it, sdpa turns causal whenever the mask is None
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        bias: torch.Tensor | None,
+        padding: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, length, width = hidden_states.shape
+        qkv = self.Wqkv(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, L, D)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+
+        def attend_rows(start: int, stop: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return attend(
+                self, query[:, :, start:stop], key, value, rows, dropout=dropout, scaling=self.scaling, **kwargs
+            )
+
+        if bias is not None:
+            context, weights = attend_rows(0, length, bias)
+        else:
+            slopes, step = alibi_slopes(self.num_heads, query.device), block_rows(batch, self.num_heads, length)
+            context = torch.cat(
+                [
+                    attend_rows(start, stop, alibi_bias(slopes, padding, start, stop, length, query.dtype))[0]
+                    for start in range(0, length, step)
+                    for stop in [min(start + step, length)]
+                ],
+                dim=1,
+            )
+            weights = None
+        return self.out_proj(context.reshape(batch, length, width)), weights
+
+
+def block_rows(batch: int, heads: int, length: int) -> int:
+    """How many query rows one block of the bias may hold under ``MAX_BIAS_ELEMENTS``; at least 1, at most length."""
+    return max(1, min(length, MAX_BIAS_ELEMENTS // max(1, batch * heads * length)))
+
+
+class JinaCLIPTextMLP(nn.Module):
+    """Gated GELU: the first half of ``gated_layers`` passes the GELU and gates the second half."""
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__()
+        self.gated_layers = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.wo = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gated_layers(hidden_states).chunk(2, dim=-1)
+        return self.wo(self.dropout(F.gelu(gate) * up))
+
+
+class JinaCLIPTextLayer(GradientCheckpointingLayer):
+    """Post-norm transformer layer."""
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__()
+        self.mixer = JinaCLIPTextAttention(config)
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = JinaCLIPTextMLP(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        bias: torch.Tensor | None,
+        padding: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended, _ = self.mixer(hidden_states, bias, padding, **kwargs)
+        hidden_states = self.norm1(hidden_states + self.dropout(attended))
+        return self.norm2(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class JinaCLIPTextEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(JinaCLIPTextLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class JinaCLIPTextTransformer(nn.Module):
+    """Embeddings, their norm, and the encoder: ``(batch, length)`` ids to ``(batch, length, hidden_size)``."""
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.embeddings = JinaCLIPTextEmbeddings(config)
+        self.emb_ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.emb_drop = nn.Dropout(config.hidden_dropout_prob)
+        self.encoder = JinaCLIPTextEncoder(config)
+
+    def forward(
+        self, input_ids: torch.Tensor, padding: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        batch, length = input_ids.shape
+        hidden_states = self.emb_drop(self.emb_ln(self.embeddings(input_ids)))  # (B, L, W)
+        bias = None
+        if block_rows(batch, self.num_heads, length) >= length:  # small enough to share between the layers
+            slopes = alibi_slopes(self.num_heads, hidden_states.device)
+            # Under autocast the scores are in the autocast type, whatever type the norm above returned.
+            device = hidden_states.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+            bias = alibi_bias(slopes, padding, 0, length, length, dtype)
+        for layer in self.encoder.layers:
+            hidden_states = layer(hidden_states, bias, padding, **kwargs)
+        return hidden_states
+
+
+class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """Base of the text tower: loading rules and weight initialisation."""
+
+    config: JinaCLIPTextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JinaCLIPTextEmbeddings", "JinaCLIPTextLayer"]
+    _supports_sdpa = True
+    _supports_flex_attn = False
+    # transformers' flash attention drops the ALiBi bias without a word, so it must stay refused here.
+    _supports_flash_attn = False
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": JinaCLIPTextLayer, "attentions": JinaCLIPTextAttention}
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
+    """The text tower with its masked mean pooling.
+
+    Example::
+
+        >>> config = JinaCLIPTextConfig(embed_dim=16, vocab_size=50, hidden_size=16, num_attention_heads=2,
+        ...                             num_hidden_layers=1, intermediate_size=32)
+        >>> tower = JinaCLIPTextModel(config).eval()
+        >>> tower(torch.tensor([[1, 2, 3]])).pooler_output.shape
+        torch.Size([1, 16])
+    """
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__(config)
+        self.transformer = JinaCLIPTextTransformer(config)
+        self.proj = (
+            nn.Linear(config.hidden_size, config.embed_dim, bias=config.proj_bias)
+            if config.proj_type == "linear"
+            else nn.Identity()
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.transformer.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.transformer.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode ``input_ids`` (batch, length) int64.
+
+        ``attention_mask`` (batch, length) is nonzero on real tokens; without it every token that is not
+        ``pad_token_id`` counts, as in the published code. ``pooler_output`` is (batch, embed_dim), not normalised.
+        """
+        padding = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask != 0
+        hidden_states = self.transformer(input_ids, padding, **kwargs)  # (B, L, W)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=self.proj(mean_pool(hidden_states, padding))
+        )
+
+
+def mean_pool(hidden_states: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """Mean of the real tokens, (batch, length, width) to (batch, width). A text without tokens gives zeros, not NaN."""
+    weights = padding[..., None].to(hidden_states.dtype)
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)

@@ -1,0 +1,288 @@
+"""The EVA02 image tower: pixels in, one pooled vector per image out.
+
+A pre-norm ViT with 2-D rotary positions on top of a learned absolute position embedding, sub-LayerNorm in attention
+and feed-forward, SwiGLU, and the class token as output (EVA-02, arXiv 2303.11331; EVA-CLIP, arXiv 2303.15389).
+Parameter names are those of the published jina-clip-v1 file.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_jina_clip import JinaCLIPVisionConfig
+from .modeling_jina_clip_text import eager_attention_forward
+from .strict_loading import StrictLoadingMixin
+
+ROPE_THETA = 10000.0
+
+
+def rope_tables(
+    config: JinaCLIPVisionConfig, grid: tuple[int, int], device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the 2-D rotary positions, each (rows * columns, head_width), float32.
+
+    The first half of the head dimension turns with the row, the second with the column; neighbouring pairs share an
+    angle. With ``intp_freq`` any grid is squeezed onto ``pt_hw_seq_len`` positions; without it positions are counted
+    in patches. Computed at every call: transformers leaves non-persistent buffers uninitialised when it loads.
+
+    Example::
+
+        >>> config = JinaCLIPVisionConfig(width=8, embed_dim=8, head_width=8, image_size=32, patch_size=8)
+        >>> cos, sin = rope_tables(config, (2, 3))
+        >>> cos.shape, sin[1].tolist()[:4]      # row 0, column 1: the row half does not turn
+        (torch.Size([6, 8]), [0.0, 0.0, 0.0, 0.0])
+    """
+    half = config.head_width // 2
+    frequencies = ROPE_THETA ** -(torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
+
+    def angles(count: int) -> torch.Tensor:
+        positions = torch.arange(count, dtype=torch.float32, device=device)
+        if config.intp_freq:
+            positions = positions / count * config.pt_hw_seq_len
+        return torch.outer(positions, frequencies).repeat_interleave(2, dim=-1)  # (count, half)
+
+    rows, columns = grid
+    by_row = angles(rows)[:, None, :].expand(rows, columns, half)
+    by_column = angles(columns)[None, :, :].expand(rows, columns, half)
+    table = torch.cat([by_row, by_column], dim=-1).reshape(rows * columns, 2 * half)
+    return table.cos(), table.sin()
+
+
+def rotate_pairs(states: torch.Tensor) -> torch.Tensor:
+    """(x0, x1, x2, x3, ...) to (-x1, x0, -x3, x2, ...) along the last dimension."""
+    first, second = states[..., 0::2], states[..., 1::2]
+    return torch.stack((-second, first), dim=-1).flatten(-2)
+
+
+def apply_rope(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn every patch token of (batch, heads, 1 + patches, head_width); the class token stays as it is."""
+    cls_token, patches = states[:, :, :1], states[:, :, 1:]
+    return torch.cat([cls_token, patches * cos + rotate_pairs(patches) * sin], dim=2)
+
+
+def resize_position_embedding(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Fit a learned (1, 1 + n * n, width) position table to another grid by bicubic interpolation.
+
+    The class token's row is kept. A grid equal to the table's own returns it untouched.
+    """
+    side = round((table.shape[1] - 1) ** 0.5)
+    if grid == (side, side):
+        return table
+    patches = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    patches = patches.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1).to(table.dtype)
+    return torch.cat([table[:, :1], patches], dim=1)
+
+
+class JinaCLIPVisionPatchEmbed(nn.Module):
+    """Non-overlapping patches by a strided convolution."""
+
+    def __init__(self, config: JinaCLIPVisionConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.proj = nn.Conv2d(
+            config.num_channels, config.width, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.proj(pixel_values).flatten(2).transpose(1, 2)  # (B, N, W)
+
+
+class JinaCLIPVisionAttention(nn.Module):
+    """Self-attention with bias on queries and values only, and a LayerNorm before the output projection."""
+
+    def __init__(self, config: JinaCLIPVisionConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.head_width
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        width = config.width
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        # Not inside the Linear modules: the published file names them so, and keys have none.
+        self.q_bias = nn.Parameter(torch.zeros(width)) if config.qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if config.qkv_bias else None
+        self.inner_attn_ln = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, length, width = hidden_states.shape
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        if self.q_bias is not None:
+            query, value = query + self.q_bias.to(query.dtype), value + self.v_bias.to(value.dtype)
+
+        def heads_first(states: torch.Tensor) -> torch.Tensor:
+            return states.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, 1+N, D)
+
+        cos, sin = (table.to(query.dtype) for table in rope)
+        query, key = apply_rope(heads_first(query), cos, sin), apply_rope(heads_first(key), cos, sin)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, weights = attend(
+            self, query, key, heads_first(value), None, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        return self.proj(self.inner_attn_ln(context.reshape(batch, length, width))), weights
+
+
+class JinaCLIPVisionMLP(nn.Module):
+    """SwiGLU with a LayerNorm before the last projection."""
+
+    def __init__(self, config: JinaCLIPVisionConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.width, config.intermediate_size)
+        self.w2 = nn.Linear(config.width, config.intermediate_size)
+        self.ffn_ln = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
+        self.w3 = nn.Linear(config.intermediate_size, config.width)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.w3(self.ffn_ln(F.silu(self.w1(hidden_states)) * self.w2(hidden_states)))
+
+
+class JinaCLIPVisionLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: JinaCLIPVisionConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attn = JinaCLIPVisionAttention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp = JinaCLIPVisionMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended, _ = self.attn(self.norm1(hidden_states), rope, **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.norm2(hidden_states))
+
+
+class JinaCLIPVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """Base of the image tower: loading rules and weight initialisation."""
+
+    config: JinaCLIPVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JinaCLIPVisionPatchEmbed", "JinaCLIPVisionLayer"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": JinaCLIPVisionLayer, "attentions": JinaCLIPVisionAttention}
+    # Rotary tables are stored by some published files, in several places; they are computed here.
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, JinaCLIPVisionAttention) and module.q_bias is not None:
+            init.zeros_(module.q_bias)
+            init.zeros_(module.v_bias)
+        elif isinstance(module, JinaCLIPVisionModel):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.pos_embed, std=std)
+
+
+class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
+    """The image tower; images of any size that the patch size divides, square or not.
+
+    Example::
+
+        >>> config = JinaCLIPVisionConfig(embed_dim=16, width=16, head_width=8, layers=1, image_size=32, patch_size=8)
+        >>> tower = JinaCLIPVisionModel(config).eval()
+        >>> tower(torch.zeros(2, 3, 32, 48)).pooler_output.shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(self, config: JinaCLIPVisionConfig):
+        super().__init__(config)
+        side = config.image_size // config.patch_size
+        self.patch_dropout = config.patch_dropout
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, config.width))
+        self.patch_embed = JinaCLIPVisionPatchEmbed(config)
+        self.blocks = nn.ModuleList(JinaCLIPVisionLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.head = nn.Linear(config.width, config.embed_dim) if config.proj_type == "linear" else nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embed.proj
+
+    def set_patch_dropout(self, rate: float) -> None:
+        """Change the share of patches dropped in training, e.g. at a stage boundary."""
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"patch_dropout={rate} must lie in [0, 1)")
+        self.patch_dropout = rate
+        self.config.patch_dropout = rate
+
+    def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        height, width = pixel_values.shape[-2:]
+        patch = self.config.patch_size
+        if height % patch or width % patch or not height or not width:
+            raise ValueError(
+                f"pixel_values of {height} x {width} px cannot be cut into {patch} px patches; resize the images to a "
+                f"multiple of {patch} (the image processor's size)."
+            )
+        return height // patch, width // patch
+
+    def _drop_patches(
+        self, tokens: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Keep a random subset of patches per image (FLIP, arXiv 2212.00794); their rotary rows go with them."""
+        batch, patches = tokens.shape[0], tokens.shape[1] - 1
+        keep = max(1, int(patches * (1.0 - self.patch_dropout)))
+        kept = torch.rand(batch, patches, device=tokens.device).topk(keep, dim=-1).indices  # (B, keep)
+        rows = kept[..., None].expand(-1, -1, tokens.shape[-1])
+        tokens = torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, rows)], dim=1)
+        cos, sin = (table[kept][:, None] for table in rope)  # (B, 1, keep, D)
+        return tokens, (cos, sin)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
+        """Encode ``pixel_values`` (batch, 3, height, width). ``pooler_output`` is (batch, embed_dim), not normalised.
+
+        Raises ``ValueError`` when the patch size does not divide the image.
+        """
+        grid = self._grid(pixel_values)
+        rope = rope_tables(self.config, grid, pixel_values.device)
+        patches = self.patch_embed(pixel_values.to(self.patch_embed.proj.weight.dtype))  # (B, N, W)
+        tokens = torch.cat([self.cls_token.to(patches.dtype).expand(len(patches), -1, -1), patches], dim=1)
+        tokens = tokens + resize_position_embedding(self.pos_embed, grid)  # (B, 1+N, W)
+        if self.training and self.patch_dropout > 0:
+            tokens, rope = self._drop_patches(tokens, rope)
+        for block in self.blocks:
+            tokens = block(tokens, rope, **kwargs)
+        tokens = self.norm(tokens)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.head(tokens[:, 0]))

@@ -1,0 +1,63 @@
+"""The processor: texts to token ids, images to pixels, both in one call."""
+
+from typing import Any
+
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+_IMAGE_ARGUMENTS = frozenset({"size"})
+
+
+class JinaCLIPProcessor(ProcessorMixin):
+    """A tokenizer and a ``JinaCLIPImageProcessor`` as one object, as ``AutoProcessor`` returns it.
+
+    Example::
+
+        processor = JinaCLIPProcessor(JinaCLIPImageProcessor(size=224), tokenizer)
+        inputs = processor(text=["a red bus"], images=[image], padding=True, return_tensors="pt")
+        inputs.keys()  # input_ids, attention_mask, pixel_values
+    """
+
+    attributes = ["image_processor", "tokenizer"]
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        super().__init__(image_processor, tokenizer)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+        images_kwargs: dict[str, Any] | None = None,
+        common_kwargs: dict[str, Any] | None = None,
+        audio_kwargs: dict[str, Any] | None = None,
+        videos_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Preprocess ``text`` and ``images``, at least one of them.
+
+        Flat keyword arguments go to the tokenizer (``padding``, ``truncation``, ``max_length``, ...) or to the image
+        processor (``size``), ``return_tensors`` to both; the nested forms are those of ``ProcessorMixin``.
+        """
+        if text is None and images is None:
+            raise ValueError("JinaCLIPProcessor needs text, images or both; got neither")
+        if audio_kwargs or videos_kwargs:
+            raise ValueError("JinaCLIPProcessor has no audio and no video; remove audio_kwargs and videos_kwargs")
+        common = dict(common_kwargs or {})
+        return_tensors = kwargs.pop("return_tensors", common.pop("return_tensors", None))
+        for_images = {key: kwargs.pop(key) for key in _IMAGE_ARGUMENTS & kwargs.keys()}
+        data: dict[str, Any] = {}
+        if text is not None:
+            options = {**common, **kwargs, **(text_kwargs or {})}
+            options.setdefault("return_token_type_ids", False)  # every token has type 0
+            options.setdefault("return_tensors", return_tensors)
+            data |= self.tokenizer(text, **options)
+        if images is not None:
+            options = {**for_images, **(images_kwargs or {})}
+            options.setdefault("return_tensors", return_tensors)
+            data |= self.image_processor(images, **options)
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]
