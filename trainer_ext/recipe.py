@@ -4,26 +4,54 @@
 nearest valid name, before any data is read or any model is built.
 """
 
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from trainer_ext.recipe_errors import Problem, RecipeError, describe_validation, raise_problems, shorten
+from trainer_ext.recipe_training import refused_fields, split_training, training_fields
+from trainer_ext.recipe_yaml import apply_overrides, read_yaml, split_override
+from trainer_ext.resources import find_resource, nearest
 
 Task = Literal["image-text", "text-pair", "triplet"]
 LossName = Literal["info_nce", "info_nce_plus"]
 Schedule = Literal["cosine", "linear", "constant"]
+SideName = Literal["image_text", "text"]
+
+SIDES: tuple[SideName, ...] = ("image_text", "text")
+# Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates).
+TASK_COLUMNS: dict[Task, tuple[frozenset[str], frozenset[str]]] = {
+    "image-text": (frozenset({"image", "caption"}), frozenset({"id"})),
+    "text-pair": (frozenset({"query", "positive"}), frozenset()),
+    "triplet": (frozenset({"query", "positive", "negatives"}), frozenset()),
+}
+# Which task a side and its loss need.
+_SIDE_TASK: dict[tuple[SideName, LossName], Task] = {
+    ("image_text", "info_nce"): "image-text",
+    ("text", "info_nce"): "text-pair",
+    ("text", "info_nce_plus"): "triplet",
+}
 
 
 class _Strict(BaseModel):
     """Base of every section: unknown keys are errors, values are not coerced from other types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Source(_Strict):
     """One list of training rows, as an item of ``configuration/sources/*.yaml``.
 
-    ``columns`` maps our names (image, caption, query, positive, negatives) to the data's own column names.
-    ``weight`` is the factor f in P(source) = rows * f / sum (PAPER: data, "rows x factor").
+    ``columns`` maps our names (image, caption, id | query, positive, negatives) to the data's own column names.
+    ``location`` is a file, a glob pattern or a folder; for "embedded" a table such as ``openmoji/short_captions``.
+    ``weight`` is the factor f in P(source) = rows * f / sum (arXiv 2405.20204, training data).
     """
 
     name: str
@@ -36,7 +64,12 @@ class Source(_Strict):
 
 
 class Side(_Strict):
-    """One half of a joint step: which sources feed it, how many rows a step takes, and its loss."""
+    """One half of a joint step: which sources feed it, how many rows a step takes, and its loss.
+
+    ``batch_size`` counts the rows of one optimiser step over all processes and all accumulated micro-batches, so that
+    a recipe means the same run on one process and on eight.
+    ``sources`` are names; a pattern such as ``pairs-*`` stands for all sources it matches.
+    """
 
     sources: Annotated[list[str], Field(min_length=1)]
     batch_size: PositiveInt
@@ -58,6 +91,13 @@ class Stage(_Strict):
     image_text: Side | None = None
     text: Side | None = None
 
+    def sides(self) -> Iterator[tuple[SideName, Side]]:
+        """The halves of this stage's joint step that are switched on, image-text first."""
+        for side_name in SIDES:
+            side = getattr(self, side_name)
+            if side is not None:
+                yield side_name, side
+
 
 class TokenizerSpec(_Strict):
     """Train a WordPiece tokenizer on the texts of the recipe's own training sources."""
@@ -74,5 +114,227 @@ class Recipe(_Strict):
     sources: list[Source]
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluation: str | None = None
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0)] = 42
     training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        problems = [*_source_problems(self.sources), *_stage_problems(self.sources, self.stages)]
+        if problems:
+            raise PydanticCustomError("recipe_checks", "{text}", {
+                "problems": problems, "text": "; ".join(f"{path}: {message}" for path, message in problems)
+            })  # fmt: skip
+        return self
+
+    def source(self, name: str) -> Source:
+        """The source called ``name``."""
+        return next(source for source in self.sources if source.name == name)
+
+
+def _source_problems(sources: Sequence[Source]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for position, source in enumerate(sources):
+        place = f"sources.{position}"
+        if source.name in first:
+            yield f"{place}.name", f"{source.name!r} is taken by sources.{first[source.name]}. Give it another name."
+        first.setdefault(source.name, position)
+        required, optional = TASK_COLUMNS[source.task]
+        for name in sorted(source.columns.keys() - required - optional):
+            close = nearest(name, required | optional)
+            hint = f" Did you mean {close!r}?" if close else ""
+            yield (
+                f"{place}.columns.{name}",
+                (
+                    f"task {source.task} has no such column.{hint}"
+                    f" Its columns are {', '.join(sorted(required | optional))}."
+                ),
+            )
+        for name in sorted(required - source.columns.keys()):
+            yield (
+                f"{place}.columns.{name}",
+                (f"is required by task {source.task}. Add it: {name}: THE DATA'S COLUMN NAME."),
+            )
+
+
+def _stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Problem]:
+    tasks: dict[str, Task] = {source.name: source.task for source in sources}
+    first: dict[str, int] = {}
+    for position, stage in enumerate(stages):
+        place = f"stages.{position}"
+        if stage.name in first:
+            yield f"{place}.name", f"{stage.name!r} is taken by stages.{first[stage.name]}. Give it another name."
+        first.setdefault(stage.name, position)
+        if stage.warmup_steps >= stage.steps:
+            yield f"{place}.warmup_steps", f"must be less than steps ({stage.steps}), got {stage.warmup_steps}."
+        if not any(True for _ in stage.sides()):
+            yield place, "trains nothing: give it image_text, text, or both."
+        for side_name, side in stage.sides():
+            yield from _side_problems(f"{place}.{side_name}", side_name, side, tasks)
+
+
+def _side_problems(place: str, side_name: SideName, side: Side, tasks: dict[str, Task]) -> Iterator[Problem]:
+    task = _SIDE_TASK.get((side_name, side.loss))
+    if task is None:
+        yield f"{place}.loss", f"{side.loss!r} needs triplets of texts; the {side_name} side takes 'info_nce'."
+        return
+    for position, name in enumerate(side.sources):
+        if name not in tasks:
+            close = nearest(name, tasks)
+            hint = f" Did you mean {close!r}?" if close else ""
+            yield (
+                f"{place}.sources.{position}",
+                (
+                    f"{name!r} {'matches' if '*' in name else 'is'} none of this recipe's sources.{hint}"
+                    f" Sources: {', '.join(tasks) or 'none (add them under sources)'}."
+                ),
+            )
+        elif name in side.sources[:position]:
+            yield f"{place}.sources.{position}", f"{name!r} is listed twice. Raise its weight instead."
+        elif tasks[name] != task:
+            yield (
+                f"{place}.sources.{position}",
+                (f"{name!r} has task {tasks[name]}, but {side_name} with loss {side.loss} needs task {task}."),
+            )
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, complete and check a recipe.
+
+    Args:
+        path_or_name: a YAML file, or the name of a packaged recipe (``configuration/recipes/NAME.yaml``).
+        overrides: ``dotted.key=value`` items; list items by position or by name; values are read as YAML.
+
+    Relative locations of sources are taken from the folder of the file they stand in, those in overrides from the
+    working directory. All of them are absolute in the result.
+
+    Raises:
+        RecipeError: everything that is wrong with the recipe, one line per problem.
+        FileNotFoundError: no such recipe, source list or model preset.
+
+    >>> load_recipe("openmoji", ["stages.0.steps=12", "save_steps=3"]).stages[0].steps
+    12
+    """
+    path = find_resource("recipes", path_or_name)
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} is not a recipe: expected keys such as name, model and stages, got {shorten(tree)}.")
+    changes = [split_override(item) for item in overrides]
+    # A new source list has to be there before it can be expanded; other changes may point into the expanded one.
+    lists = [change for change in changes if change[0] == ["sources"]]
+    tree["sources"] = _expand_sources(tree.get("sources", []), path.parent)
+    for _, value in lists:
+        tree["sources"] = _expand_sources(value, Path.cwd())
+    apply_overrides(tree, [change for change in changes if change[0] != ["sources"]])
+    _finish_sources(tree)
+    training, problems = split_training(tree, set(Recipe.model_fields))
+    try:
+        recipe = Recipe.model_validate({**tree, "training": training})
+    except ValidationError as error:
+        problems += describe_validation(error, Recipe, training_fields().keys() - refused_fields().keys(), {"training"})
+        raise_problems(str(path), problems)
+    raise_problems(str(path), problems)
+    if "/" not in recipe.model:  # neither a path nor a Hub id: it can only be a preset
+        find_resource("models", recipe.model)
+    return recipe
+
+
+def _expand_sources(items: Any, folder: Path) -> Any:
+    """Replace names of source lists by their items; make locations absolute. What is not a list is judged later."""
+    if not isinstance(items, list):
+        return items
+    expanded: list[Any] = []
+    for item in items:
+        if isinstance(item, str):
+            beside = folder / item
+            path = beside if beside.is_file() else find_resource("sources", item)
+            content = read_yaml(path)
+            if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+                raise RecipeError(f"{path} is not a source list: expected a list of items with name, task, location.")
+            expanded += [_locate(entry, path.parent) for entry in content]
+        else:
+            expanded.append(_locate(item, folder))
+    return expanded
+
+
+def _locate(item: Any, folder: Path) -> Any:
+    """A source item with its location made absolute. Embedded tables are names, not paths."""
+    if not isinstance(item, dict) or item.get("format") == "embedded" or not isinstance(item.get("location"), str):
+        return item
+    return {**item, "location": str(folder.absolute() / Path(item["location"]).expanduser())}
+
+
+def _finish_sources(tree: dict[str, Any]) -> None:
+    """Locations set by overrides become absolute; patterns in the sides' sources become names."""
+    sources = tree["sources"]
+    if not isinstance(sources, list):
+        return
+    tree["sources"] = sources = [_locate(item, Path.cwd()) for item in sources]
+    names = [item["name"] for item in sources if isinstance(item, dict) and isinstance(item.get("name"), str)]
+    for stage in tree["stages"] if isinstance(tree.get("stages"), list) else []:
+        for side in [stage.get(name) for name in SIDES] if isinstance(stage, dict) else []:
+            if isinstance(side, dict) and isinstance(side.get("sources"), list):
+                side["sources"] = [found for item in side["sources"] for found in _matches(item, names)]
+
+
+def _matches(item: Any, names: list[str]) -> list[Any]:
+    if not isinstance(item, str) or "*" not in item:
+        return [item]
+    return fnmatch.filter(names, item) or [item]
+
+
+# --- identity ----------------------------------------------------------------------------------------------------
+
+# Settings that change what is shown or kept, not what is learnt: a run may be resumed with other ones.
+_HARMLESS_TRAINING = (
+    "logging_",
+    "save_",
+    "eval_",
+    "dataloader_",
+    "log_",
+    "hub_",
+    "push_to_hub",
+    "report_to",
+    "run_name",
+)
+_HARMLESS = ("name", "evaluation")
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    content = recipe.model_dump(mode="json", exclude=set(_HARMLESS))
+    content["training"] = {k: v for k, v in content["training"].items() if not k.startswith(_HARMLESS_TRAINING)}
+    return content
+
+
+def recipe_fingerprint(recipe: Recipe) -> str:
+    """Hex digest of everything in the recipe that decides the trained weights; equal on every machine and process."""
+    return hashlib.sha256(json.dumps(_identity(recipe), sort_keys=True).encode()).hexdigest()
+
+
+def recipe_differences(before: Recipe, after: Recipe) -> list[str]:
+    """What changed between two recipes, one ``path: old -> new`` per line; empty when the fingerprints are equal."""
+    old, new = dict(_leaves(_identity(before))), dict(_leaves(_identity(after)))
+    absent = "absent"
+    return [
+        f"{path}: {old.get(path, absent)} -> {new.get(path, absent)}"
+        for path in dict.fromkeys([*old, *new])
+        if old.get(path, absent) != new.get(path, absent)
+    ]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, repr(value)
+        return
+    for key, inner in items:
+        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """The recipe as a YAML text that ``load_recipe`` reads back to an equal recipe: the copy a run keeps."""
+    content = recipe.model_dump(mode="json", exclude_none=True)
+    training = content.pop("training")
+    return yaml.safe_dump({**content, **training}, sort_keys=False, allow_unicode=True, width=120)
