@@ -1,0 +1,93 @@
+"""``JinaCLIPTrainingArguments``: what ``transformers.TrainingArguments`` lacks for joint contrastive training.
+
+What changes from stage to stage (steps, learning rate, warm-up, batch sizes) lives in the recipe's stages, and
+``SAID_ELSEWHERE`` lists the arguments of the same meaning. ``JinaCLIPTrainer`` sets those that the base class reads.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from trainer_ext.recipe import Recipe
+
+# Arguments of the base class that a recipe says in another place; ``load_recipe`` refuses them with these words.
+SAID_ELSEWHERE = {
+    "output_dir": "--output_dir on the command line",
+    "resume_from_checkpoint": "--resume on the command line",
+    "data_seed": "the recipe's own `seed`",
+    "learning_rate": "stages.N.learning_rate",
+    "lr_scheduler_type": "stages.N.schedule",
+    "lr_scheduler_kwargs": "stages.N.schedule",
+    "warmup_steps": "stages.N.warmup_steps",
+    "max_steps": "stages.N.steps",
+    "num_train_epochs": "stages.N.steps",
+    "per_device_train_batch_size": "stages.N.image_text.batch_size and stages.N.text.batch_size",
+    "auto_find_batch_size": "stages.N.image_text.batch_size and stages.N.text.batch_size",
+    "train_sampling_strategy": "the recipe's sources and their weights",
+    "eval_on_start": "`evaluation`, which always measures before training and after each stage",
+}
+# Arguments of the base class that contradict what this trainer promises, and why.
+CONTRADICTIONS = {
+    "load_best_model_at_end": "a later stage's model would be thrown away; every stage's model is kept in stages/",
+    "save_only_model": "a run could not be resumed; delete the checkpoints after the run instead",
+    "ignore_data_skip": "a resumed run would see other batches than an uninterrupted one",
+}
+
+
+@dataclass
+class JinaCLIPTrainingArguments(TrainingArguments):
+    """Arguments of ``JinaCLIPTrainer``. Optimizer defaults are those of arXiv 2405.20204, section 3.
+
+    A machine without an accelerator trains on its CPU, also when ``bf16`` asks for autocast.
+
+    >>> arguments = JinaCLIPTrainingArguments(output_dir="out", gradient_cache_chunk_size=32)
+    >>> arguments.adam_beta2, arguments.weight_decay, arguments.text_temperature
+    (0.98, 0.025, 0.05)
+    """
+
+    adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-6
+    weight_decay: float = 0.025
+    # One pass over the plan, which is as long as all stages together.
+    num_train_epochs: float = 1.0
+    # The joint batch is a nested dict, of which no key is a parameter of the model's forward.
+    remove_unused_columns: bool = False
+    # Several forwards share one backward; DDP's search for unused parameters allows only one.
+    ddp_find_unused_parameters: bool = False
+    logging_steps: float = 10
+    # Each joint step checks its loss and stops the run; the base class would replace a NaN by the mean so far.
+    logging_nan_inf_filter: bool = False
+    # The newest checkpoint, and the one before it in case the newest is damaged.
+    save_total_limit: int | None = 2
+
+    text_temperature: float = field(
+        default=0.05, metadata={"help": "Fixed temperature of the text losses; the image-text one is trained."}
+    )
+    gradient_cache_chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Embed this many rows at a time and keep no other activations: a large batch on one device."},
+    )
+    tile_size: int | None = field(
+        default=None, metadata={"help": "Compute losses in square tiles of this many rows, never the whole matrix."}
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        super().__post_init__()
+        for name, reason in CONTRADICTIONS.items():
+            if getattr(self, name):
+                raise ValueError(f"{name} cannot be used: {reason}")
+        if not self.text_temperature > 0:
+            raise ValueError(f"text_temperature is {self.text_temperature}; it divides the cosines, so set it above 0")
+        for name in ("gradient_cache_chunk_size", "tile_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; set a number of rows of at least 1, or leave it out")
+
+
+def training_arguments(recipe: Recipe, output_dir: str | Path) -> JinaCLIPTrainingArguments:
+    """The arguments of a recipe's run: its ``training`` section, its seed, and the folder it writes to."""
+    return JinaCLIPTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **recipe.training)
