@@ -15,16 +15,19 @@ import hashlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
-from typing import NamedTuple
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
+from trainer_ext.data_sources import read_rows
 from trainer_ext.recipe import SIDES, Side, SideName, Source, Stage
 
 # First word of every seed, so that two uses of the same numbers never share random bits.
 _SOURCE_OF_STEP, _ORDER_OF_ROWS = 1, 2
+Row = dict[str, Any]
 
 
 class Key(NamedTuple):
@@ -284,3 +287,46 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
                 for name, rows in plan.rows_until(max(0, until - begin)).items():
                     side[name] = side.get(name, 0) + rows
         return totals
+
+
+class JointDataset(Dataset[Row]):
+    """Keys to rows: the columns of the source's row, and its ``key``.
+
+    Of several captions one is drawn by the seed, source, row and epoch: another one in each epoch, the same one again
+    after a resume, whichever worker reads it.
+
+    >>> from datasets import Dataset as Table
+    >>> columns = {"query": "q", "positive": "a"}
+    >>> source = Source(name="pairs", task="text-pair", location="pairs.csv", format="csv", columns=columns)
+    >>> rows = JointDataset([source], {"pairs": Table.from_dict({"query": ["hi"], "positive": ["hello"]})}, seed=1)
+    >>> rows[Key(step=0, stage=0, side="text", source="pairs", epoch=0, index=0)]["positive"]
+    'hello'
+    """
+
+    def __init__(self, sources: Sequence[Source], tables: Mapping[str, datasets.Dataset], seed: int) -> None:
+        self._sources = {source.name: source for source in sources}
+        self._tables = dict(tables)
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return sum(len(table) for table in self._tables.values())
+
+    def __getitem__(self, key: Key) -> Row:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Row]:
+        """The rows of a micro-batch, read source by source."""
+        found: list[Row] = []
+        for name, group in groupby(keys, key=lambda key: key.source):
+            wanted = list(group)
+            rows = read_rows(self._sources[name], self._tables[name], [key.index for key in wanted])
+            for key, row in zip(wanted, rows, strict=True):
+                if isinstance(row.get("caption"), list):
+                    row["caption"] = row["caption"][self._draw(key, len(row["caption"]))]
+                found.append({**row, "key": key})
+        return found
+
+    def _draw(self, key: Key, choices: int) -> int:
+        # A hash is a random generator of one draw, and much cheaper to seed than one of many.
+        label = f"{self._seed}/{key.source}/{key.epoch}/{key.index}".encode()
+        return int.from_bytes(hashlib.blake2b(label, digest_size=8).digest()) % choices

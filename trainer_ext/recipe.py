@@ -126,9 +126,10 @@ class Recipe(_Strict):
             })  # fmt: skip
         return self
 
-    def source(self, name: str) -> Source:
-        """The source called ``name``."""
-        return next(source for source in self.sources if source.name == name)
+    def used_sources(self) -> list[Source]:
+        """The sources that at least one stage takes rows from."""
+        names = {name for stage in self.stages for _, side in stage.sides() for name in side.sources}
+        return [source for source in self.sources if source.name in names]
 
 
 def _source_problems(sources: Sequence[Source]) -> Iterator[Problem]:
@@ -149,6 +150,10 @@ def _source_problems(sources: Sequence[Source]) -> Iterator[Problem]:
                     f" Its columns are {', '.join(sorted(required | optional))}."
                 ),
             )
+        theirs = list(source.columns.values())
+        for name, column in source.columns.items():
+            if theirs.count(column) > 1:
+                yield f"{place}.columns.{name}", f"column {column!r} is mapped twice. Map another one."
         for name in sorted(required - source.columns.keys()):
             yield (
                 f"{place}.columns.{name}",
@@ -214,8 +219,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         RecipeError: everything that is wrong with the recipe, one line per problem.
         FileNotFoundError: no such recipe, source list or model preset.
 
-    >>> load_recipe("openmoji", ["stages.0.steps=12", "save_steps=3"]).stages[0].steps
-    12
+    >>> load_recipe("openmoji", ["stages.0.steps=120", "save_steps=3"]).stages[0].steps
+    120
     """
     path = find_resource("recipes", path_or_name)
     tree = read_yaml(path)

@@ -1,0 +1,98 @@
+"""Rows to tensors: one joint batch, each of its texts' columns padded on its own."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from trainer_ext.data_mixing import Row
+from trainer_ext.recipe import Stage
+
+
+class JointCollator:
+    """Make the trainer's batch from the rows of one micro-batch, by the processor and by the rows' stage.
+
+    Args:
+        processor: has ``tokenizer`` and ``image_processor``, both called as in transformers.
+        stages: the recipe's stages; the rows' keys say which one a batch belongs to.
+        pad_to_multiple_of: pad texts to a multiple of this many tokens (8 suits tensor cores), None: to the longest.
+
+    Returns (by a call):
+        ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
+
+        - image_text: ``pixel_values`` (batch, 3, size, size), ``input_ids`` and ``attention_mask`` (batch, tokens),
+          ``image_ids`` and ``text_ids`` (batch,);
+        - text: ``query``, ``positive`` and, for triplets, ``negatives``, each a dict of ``input_ids`` and
+          ``attention_mask``; ``query_ids``, ``positive_ids``, ``negative_ids``. Negatives are flat, row by row:
+          (batch * negatives, tokens).
+
+        Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for the same row of
+        the same source). They show which candidates of a batch are no true negatives.
+    """
+
+    def __init__(self, processor: Any, stages: Sequence[Stage], pad_to_multiple_of: int | None = None) -> None:
+        self._processor = processor
+        self._stages = list(stages)
+        self._pad_to_multiple_of = pad_to_multiple_of
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        number = rows[0]["key"].stage
+        stage = self._stages[number]
+        batch: dict[str, Any] = {"stage": number, "sources": {}}
+        for side, collate in (("image_text", self._image_text), ("text", self._text)):
+            of_side = [row for row in rows if row["key"].side == side]
+            if of_side:
+                batch["sources"][side] = of_side[0]["key"].source
+                batch[side] = collate(of_side, stage)
+        return batch
+
+    def _image_text(self, rows: Sequence[Row], stage: Stage) -> dict[str, torch.Tensor]:
+        size = {} if stage.image_size is None else {"size": stage.image_size}
+        captions = [row["caption"] for row in rows]
+        pixels = self._processor.image_processor([row["image"] for row in rows], return_tensors="pt", **size)
+        images = [_image_label(row) for row in rows]
+        return {
+            "pixel_values": pixels["pixel_values"],
+            **self._tokens(captions, stage),
+            "image_ids": stable_ids(images),
+            "text_ids": stable_ids(captions),
+        }
+
+    def _text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
+        columns = {"query": [row["query"] for row in rows], "positive": [row["positive"] for row in rows]}
+        if "negatives" in rows[0]:
+            columns["negatives"] = [text for row in rows for text in row["negatives"]]
+        side: dict[str, Any] = {name: self._tokens(texts, stage) for name, texts in columns.items()}
+        for name, texts in columns.items():
+            side[f"{name.removesuffix('s')}_ids"] = stable_ids(texts)
+        return side
+
+    def _tokens(self, texts: list[str], stage: Stage) -> dict[str, torch.Tensor]:
+        encoded = self._processor.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=stage.max_length,
+            pad_to_multiple_of=self._pad_to_multiple_of,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def _image_label(row: Row) -> str:
+    """What makes two images the same: their declared id, else being the same row."""
+    key = row["key"]
+    return f"id/{row['id']}" if "id" in row else f"row/{key.source}/{key.index}"
+
+
+def stable_ids(texts: Sequence[str]) -> torch.Tensor:
+    """Int64 ids (len(texts),): equal texts have equal ids, in every process and on every machine.
+
+    >>> ids = stable_ids(["cat", "dog", "cat"])
+    >>> bool(ids[0] == ids[2]), bool(ids[0] == ids[1])
+    (True, False)
+    """
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
