@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoProcessor
+from transformers import AutoTokenizer
 from transformers.utils import logging
+
+from .image_processing_jina_clip import JinaCLIPImageProcessor
+from .processing_jina_clip import JinaCLIPProcessor
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +35,11 @@ class EncodingMixin:
             folder = self.config._name_or_path
             if not folder:
                 raise ValueError("this model was not loaded from a folder; set model.processor to a JinaCLIPProcessor")
-            self._processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+            # Built from our own classes, so that no `auto_map` of the folder can name code to run.
+            self._processor = JinaCLIPProcessor(
+                JinaCLIPImageProcessor.from_pretrained(folder),
+                AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+            )
         return self._processor
 
     @processor.setter
@@ -71,7 +78,12 @@ class EncodingMixin:
         rows = tokenizer(list(sentences), return_token_type_ids=False, **options)["input_ids"] if sentences else []
 
         def embed(indices: list[int]) -> torch.Tensor:
-            batch = tokenizer.pad({"input_ids": [rows[i] for i in indices]}, padding=padding, return_tensors="pt")
+            batch = tokenizer.pad(
+                {"input_ids": [rows[i] for i in indices]},
+                padding=padding,
+                max_length=options["max_length"] if padding == "max_length" else None,
+                return_tensors="pt",
+            )
             return self.get_text_features(**batch.to(device or self.device))
 
         batches = token_budget_batches([len(row) for row in rows], batch_size)

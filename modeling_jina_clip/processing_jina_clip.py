@@ -37,12 +37,11 @@ class JinaCLIPProcessor(ProcessorMixin):
         """Preprocess ``text`` and ``images``, at least one of them.
 
         Flat keyword arguments go to the tokenizer (``padding``, ``truncation``, ``max_length``, ...) or to the image
-        processor (``size``), ``return_tensors`` to both; the nested forms are those of ``ProcessorMixin``.
+        processor (``size``), ``return_tensors`` to both; the nested forms are those of ``ProcessorMixin``, of which
+        sentence-transformers always sends all, audio and video too.
         """
         if text is None and images is None:
             raise ValueError("JinaCLIPProcessor needs text, images or both; got neither")
-        if audio_kwargs or videos_kwargs:
-            raise ValueError("JinaCLIPProcessor has no audio and no video; remove audio_kwargs and videos_kwargs")
         common = dict(common_kwargs or {})
         return_tensors = kwargs.pop("return_tensors", common.pop("return_tensors", None))
         for_images = {key: kwargs.pop(key) for key in _IMAGE_ARGUMENTS & kwargs.keys()}

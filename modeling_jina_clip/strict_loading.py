@@ -8,12 +8,15 @@ class StrictLoadingMixin:
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As ``PreTrainedModel.from_pretrained``, but missing or unexpected tensors raise ``ValueError``.
+        """As ``PreTrainedModel.from_pretrained``, but missing, unexpected or misshapen tensors raise ``ValueError``.
 
         transformers initialises missing tensors at random and drops unexpected ones with a log line. For a retrieval
         model both give plausible, wrong vectors.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        # Wrong shapes are collected too, so that one error can list everything with its sizes.
+        model, info = super().from_pretrained(
+            *args, output_loading_info=True, **{**kwargs, "ignore_mismatched_sizes": True}
+        )
         raise_on_mismatch(cls.__name__, info)
         return (model, info) if output_loading_info else model
 
@@ -22,7 +25,7 @@ def raise_on_mismatch(name: str, info: dict[str, Any]) -> None:
     """Raise ``ValueError`` listing what a loading report says is missing, unexpected or of the wrong shape."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(kind) or ())
+        keys = sorted(_describe(key) for key in info.get(kind) or ())
         if keys:
             shown = ", ".join(keys[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "")
             problems.append(f"{len(keys)} {kind.replace('_', ' ')}: {shown}")
@@ -31,3 +34,10 @@ def raise_on_mismatch(name: str, info: dict[str, Any]) -> None:
             f"the checkpoint does not fit {name}: " + "; ".join(problems) + ". Nothing was initialised in their place; "
             "check that config.json and the weights belong together."
         )
+
+
+def _describe(key: str | tuple) -> str:
+    if isinstance(key, str):
+        return key
+    name, in_checkpoint, in_model = key
+    return f"{name} (checkpoint {tuple(in_checkpoint)}, model {tuple(in_model)})"

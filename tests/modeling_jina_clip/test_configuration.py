@@ -1,0 +1,64 @@
+"""The schema reads the published file, refuses what no code here computes, and survives a round trip."""
+
+import pytest
+
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPTextConfig, JinaCLIPVisionConfig
+
+
+def test_text_sizes_come_from_the_published_overrides() -> None:
+    config = JinaCLIPTextConfig(
+        embed_dim=64, hf_model_config_kwargs={"hidden_size": 64, "num_attention_heads": 4, "use_flash_attn": False}
+    )
+    assert (config.hidden_size, config.num_attention_heads, config.intermediate_size) == (64, 4, 3072)
+    assert config.hf_model_config_kwargs is None
+
+
+def test_round_trip(tmp_path) -> None:
+    config = JinaCLIPConfig(
+        text_config={"embed_dim": 32, "hidden_size": 32, "num_attention_heads": 2, "pad_token_id": None},
+        vision_config={"embed_dim": 32, "width": 32, "head_width": 8, "image_size": 32, "patch_size": 8},
+    )
+    assert config.projection_dim == 32
+    assert config.text_config.pad_token_id == 0
+    config.save_pretrained(tmp_path)
+    again = JinaCLIPConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values", "message"),
+    [
+        (JinaCLIPTextConfig, {"hf_model_config_kwargs": {"hiden_size": 4}}, "unknown key 'hiden_size'"),
+        (JinaCLIPTextConfig, {"num_attention_heads": 7}, "hidden_size=768 is not a multiple of num_attention_heads=7"),
+        (JinaCLIPTextConfig, {"embed_dim": 64}, "embed_dim=64 differs from hidden_size=768"),
+        (JinaCLIPTextConfig, {"hidden_act": "relu"}, "hidden_act='relu' is not supported; use 'gelu'"),
+        (JinaCLIPTextConfig, {"position_embedding_type": "absolute"}, "position_embedding_type='absolute'"),
+        (JinaCLIPTextConfig, {"mlp_type": "mlp"}, "mlp_type='mlp'"),
+        (JinaCLIPTextConfig, {"pooler_type": "cls_pooler"}, "pooler_type='cls_pooler'"),
+        (JinaCLIPTextConfig, {"proj_type": "mlp"}, "proj_type='mlp'"),
+        (JinaCLIPVisionConfig, {"head_width": 50}, "width=768 must be a multiple of head_width=50"),
+        (JinaCLIPVisionConfig, {"image_size": 225}, "image_size=225 is not a multiple of patch_size=16"),
+        (JinaCLIPVisionConfig, {"embed_dim": 512}, "embed_dim=512 differs from width=768"),
+        (JinaCLIPVisionConfig, {"patch_dropout": 1.0}, "patch_dropout=1.0"),
+        (JinaCLIPVisionConfig, {"post_norm": True}, "post_norm=True is not supported; use False"),
+        (JinaCLIPVisionConfig, {"ls_init_value": 0.1}, "ls_init_value=0.1"),
+        (JinaCLIPVisionConfig, {"rope_embeddings": False}, "rope_embeddings=False"),
+        (JinaCLIPVisionConfig, {"subln": False}, "subln=False"),
+        (JinaCLIPVisionConfig, {"naive_swiglu": False}, "naive_swiglu=False"),
+        (JinaCLIPVisionConfig, {"drop_path_rate": 0.1}, "drop_path_rate=0.1"),
+        (JinaCLIPVisionConfig, {"proj_type": "mlp"}, "proj_type='mlp'"),
+        (JinaCLIPConfig, {"projection_dim": 512}, "projection_dim=512, text_config.embed_dim=768"),
+        (JinaCLIPConfig, {"add_projections": True}, "add_projections=True"),
+        (JinaCLIPConfig, {"truncate_dim": 1000}, "truncate_dim=1000"),
+    ],
+)
+def test_what_nothing_here_computes_is_refused(config_class: type, values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_class(**values)
+
+
+def test_projections_widen_both_towers() -> None:
+    config = JinaCLIPConfig(
+        text_config={"embed_dim": 64, "proj_type": "linear"}, vision_config={"embed_dim": 64, "proj_type": "linear"}
+    )
+    assert config.projection_dim == 64

@@ -1,0 +1,90 @@
+"""encode_text and encode_image: order, shapes, conversions, limits. Golden values are in test_golden.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
+from modeling_jina_clip.encoding_jina_clip import TOKENS_PER_ROW, token_budget_batches
+
+
+@pytest.fixture(scope="module")
+def model(golden: Path) -> JinaCLIPModel:
+    return JinaCLIPModel.from_pretrained(golden / "tiny_model")
+
+
+def test_order_is_kept_over_many_lengths(model: JinaCLIPModel) -> None:
+    words = ["a", "cat", "sitting", "on", "the", "beach", "with", "two", "people", "and", "red", "dogs"]
+    texts = [" ".join(words[i % 12] for i in range(j, j + 1 + (j * 7) % 90)) for j in range(60)]
+    together = model.encode_text(texts, batch_size=8)
+    alone = np.stack([model.encode_text(text) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert together.std(axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_batches_hold_every_index_once_within_the_budget(batch_size: int) -> None:
+    lengths = [int(length) for length in np.random.default_rng(0).lognormal(3.6, 1.0, 500).clip(3, 2000)]
+    batches = token_budget_batches(lengths, batch_size)
+    assert sorted(index for batch in batches for index in batch) == list(range(500))
+    for batch in batches:
+        longest = max(lengths[index] for index in batch)
+        assert len(batch) == 1 or len(batch) * longest <= batch_size * TOKENS_PER_ROW
+        assert 2 * min(lengths[index] for index in batch) >= longest
+
+
+def test_conversions(model: JinaCLIPModel) -> None:
+    texts = ["a cat", "two dogs"]
+    numpy, tensor = model.encode_text(texts), model.encode_text(texts, convert_to_tensor=True)
+    rows = model.encode_text(texts, convert_to_numpy=False)
+    assert isinstance(numpy, np.ndarray)
+    assert numpy.dtype == np.float32
+    assert torch.equal(tensor, torch.tensor(numpy))
+    assert isinstance(rows, list)
+    assert torch.equal(torch.stack(rows), tensor)
+    torch.testing.assert_close(model.encode_text("a cat", convert_to_numpy=False), rows[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(model.encode_text(texts, truncate_dim=16), axis=1), 1, atol=1e-6)
+
+
+def test_nothing_in_gives_an_empty_matrix(model: JinaCLIPModel) -> None:
+    assert model.encode_text([]).shape == (0, 64)
+    assert model.encode_image([]).shape == (0, 64)
+
+
+def test_training_mode_survives_and_dropout_is_off(model: JinaCLIPModel) -> None:
+    model.train()
+    one, other = model.encode_text("a cat"), model.encode_text("a cat")
+    np.testing.assert_array_equal(one, other)
+    assert model.training
+    model.eval()
+
+
+def test_a_string_is_a_text_even_when_it_names_a_file(model: JinaCLIPModel, tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    Image.new("RGB", (8, 8)).save(path)
+    assert model.encode_text([str(path), "https://example.com/cat.png"]).shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: m.encode_text([3]), TypeError, "takes strings, got int"),
+        (lambda m: m.encode_text(["a"], truncate_dim=65), ValueError, r"truncate_dim=65 must lie in 1..64"),
+        (lambda m: m.encode_text(["a"], batch_size=0), ValueError, "batch_size=0"),
+        (lambda m: m.encode_image(["https://example.com/a.png"]), ValueError, "URLs are not fetched"),
+    ],
+)
+def test_bad_input(model: JinaCLIPModel, call, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(model)
+
+
+def test_a_model_made_in_memory_asks_for_its_processor() -> None:
+    sizes = {"embed_dim": 8, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 9}
+    vision = {"embed_dim": 8, "width": 8, "head_width": 8, "layers": 1, "image_size": 8, "patch_size": 8}
+    model = JinaCLIPModel(JinaCLIPConfig(text_config=sizes, vision_config=vision))
+    with pytest.raises(ValueError, match=r"set model\.processor"):
+        model.encode_text("a cat")
