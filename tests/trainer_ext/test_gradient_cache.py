@@ -1,0 +1,253 @@
+"""The cached gradients against the same chunks embedded once, with everything that makes a second pass differ."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer_ext.gradient_cache import Side, cached_embeddings, split_rows
+from trainer_ext.losses import clamped_temperature, info_nce, info_nce_plus
+
+ROWS, WIDTH, NEGATIVES = 11, 6, 2
+
+
+class Towers(nn.Module):
+    """Two towers with dropout and row dropping, one shared by several sides, and a trainable temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 8))
+        self.image = nn.Sequential(nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, 8))
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+
+    def embed_text(self, chunk: dict[str, Tensor]) -> Tensor:
+        return self.text(chunk["x"])
+
+    def embed_image(self, chunk: dict[str, Tensor]) -> Tensor:
+        kept = torch.randperm(WIDTH)[: WIDTH // 2]  # as patch dropout draws its patches
+        mask = torch.zeros(WIDTH).index_fill(0, kept, 1.0)
+        return self.image(chunk["x"] * mask)
+
+    def temperature(self, _: None) -> Tensor:
+        return clamped_temperature(self.logit_scale)
+
+
+def make(chunk: int, seed: int = 0) -> tuple[Towers, dict[str, Side]]:
+    torch.manual_seed(seed)
+    model = Towers()
+    batch = {name: {"x": torch.randn(ROWS, WIDTH)} for name in ("image", "caption", "query", "positive")}
+    batch["negatives"] = {"x": torch.randn(ROWS * NEGATIVES, WIDTH)}
+    sides = {
+        name: Side(model.embed_image if name == "image" else model.embed_text, split_rows(rows, chunk))
+        for name, rows in batch.items()
+    }
+    return model, sides | {"temperature": Side(model.temperature, [None])}
+
+
+def joint_loss(vectors: dict[str, Tensor]) -> Tensor:
+    negatives = vectors["negatives"].unflatten(0, (ROWS, NEGATIVES))
+    return info_nce(vectors["image"], vectors["caption"], vectors["temperature"]) + info_nce_plus(
+        vectors["query"], vectors["positive"], negatives
+    )
+
+
+def embed_once(sides: dict[str, Side]) -> dict[str, Tensor]:
+    """The single pass: the same chunks in the same order, all graphs kept."""
+    parts = {name: [side.embed(chunk) for chunk in side.chunks] for name, side in sides.items()}
+    return {name: torch.cat(part) if part[0].ndim else part[0] for name, part in parts.items()}
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return grads
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = 1e-6) -> None:
+    assert left.keys() == right.keys()
+    assert left
+    for name, expected in right.items():
+        scale = expected.abs().max()
+        assert scale > 1e-4, f"{name}: nothing to compare"
+        assert (left[name] - expected).abs().max() <= tolerance * max(scale, 1.0), name
+
+
+def run(embed: Callable, model: Towers, sides: dict[str, Side], scale: float = 1.0) -> tuple[Tensor, dict, Tensor]:
+    torch.manual_seed(5)
+    loss = joint_loss(embed(sides))
+    (scale * loss).backward()
+    return loss.detach(), gradients(model), torch.rand(3)
+
+
+@pytest.mark.parametrize("no_sync", [None, "counted"])
+@pytest.mark.parametrize("chunk", [1, 3, 4, ROWS, 100])
+def test_equals_the_single_pass_under_dropout(chunk: int, no_sync: str | None) -> None:
+    """All sides, a shared tower, the temperature; chunk sizes that do not divide; the random stream goes on alike."""
+    model, sides = make(chunk)
+    entered = []
+
+    @contextmanager
+    def counted():
+        entered.append(1)
+        yield
+
+    embed = cached_embeddings if no_sync is None else partial(cached_embeddings, no_sync=counted)
+    loss, grads, after = run(embed, model, sides)
+    expected_loss, expected, expected_after = run(embed_once, model, sides)
+    assert loss.item() == expected_loss.item()
+    assert len(expected) == len(list(model.parameters()))
+    assert_same(grads, expected)
+    assert torch.equal(after, expected_after)
+    chunks = sum(len(side.chunks) for side in sides.values())
+    assert len(entered) == (0 if no_sync is None else chunks - len(sides))
+
+
+def test_without_the_replay_the_gradients_would_differ() -> None:
+    """The guard of the tests above: dropout is active, and other random numbers give other gradients."""
+    model, sides = make(3)
+    _, expected, _ = run(embed_once, model, sides)
+    torch.manual_seed(6)
+    joint_loss(embed_once(sides)).backward()
+    other = gradients(model)
+    assert (other["text.0.weight"] - expected["text.0.weight"]).abs().max() > 1e-2
+
+
+def test_scales_with_the_loss() -> None:
+    """What accumulation or an fp16 gradient scaler multiplies the loss with arrives in every parameter."""
+    model, sides = make(4)
+    _, full, _ = run(cached_embeddings, model, sides)
+    _, quarter, _ = run(cached_embeddings, model, sides, scale=0.25)
+    assert_same(quarter, {name: grad * 0.25 for name, grad in full.items()})
+
+
+def test_accumulates_over_micro_batches() -> None:
+    model, first = make(4)
+    second = {name: Side(side.embed, list(reversed(side.chunks))) for name, side in first.items()}
+    results = []
+    for embed in (cached_embeddings, embed_once):
+        torch.manual_seed(5)
+        for sides in (first, second):
+            (joint_loss(embed(sides)) / 2).backward()
+        results.append(gradients(model))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("around", ["embedding", "everything"])
+def test_autocast_is_replayed(around: str) -> None:
+    """bf16 autocast, with the backward pass outside it (as Trainer does) or within it."""
+    model, sides = make(4)
+    results = []
+    for embed in (cached_embeddings, embed_once):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = joint_loss(embed(sides))
+            if around == "everything":
+                loss.backward()
+        if around == "embedding":
+            loss.backward()
+        results.append((loss.item(), gradients(model)))
+    torch.manual_seed(5)
+    assert results[0][0] == results[1][0] != joint_loss(embed_once(sides)).item()
+    # one bf16 rounding: the single pass adds up the chunks' weight gradients in bf16, the cache in fp32
+    assert_same(results[0][1], results[1][1], tolerance=2**-7)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_no_autocast_is_replayed_too() -> None:
+    """Embedded in fp32, but the backward pass called under autocast: the second pass stays fp32."""
+    model, sides = make(4)
+    torch.manual_seed(5)
+    loss = joint_loss(cached_embeddings(sides))
+    dtypes = []
+    model.text[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss.backward()
+    assert set(dtypes) == {torch.float32}
+
+
+@pytest.mark.parametrize("no_sync", [None, torch.enable_grad])
+def test_a_frozen_tower_is_left_alone(no_sync: Callable | None) -> None:
+    model, sides = make(4)
+    model.image.requires_grad_(False)
+    calls = []
+    model.image.register_forward_hook(lambda *_: calls.append(1))
+    _, grads, _ = run(partial(cached_embeddings, no_sync=no_sync), model, sides)
+    assert len(calls) <= len(sides["image"].chunks) + 2  # not all of it a second time
+    _, expected, _ = run(embed_once, model, sides)
+    assert_same(grads, expected)
+    assert not any(name.startswith("image") for name in grads)
+
+
+def test_with_activation_checkpointing_inside() -> None:
+    model, sides = make(4)
+    plain = sides["caption"].embed
+    checkpointed = partial(torch.utils.checkpoint.checkpoint, plain, use_reentrant=False)
+    inside = sides | {name: Side(checkpointed, sides[name].chunks) for name in ("caption", "query")}
+    _, grads, _ = run(cached_embeddings, model, inside)
+    _, expected, _ = run(embed_once, model, sides)
+    assert_same(grads, expected)
+
+
+def test_one_chunk_of_activations_at_a_time() -> None:
+    """Between the passes nothing is kept but the embeddings; in the second pass, one chunk's graph."""
+    _, sides = make(1)
+    alive, most = 0, 0
+
+    class Watch(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            nonlocal alive, most
+            if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
+                alive += 1
+                most = max(most, alive)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            nonlocal alive
+            alive -= 1
+            return grad
+
+    sides = {
+        name: Side(partial(lambda embed, c: Watch.apply(embed(c)), s.embed), s.chunks) for name, s in sides.items()
+    }
+    loss = joint_loss(cached_embeddings(sides))
+    assert alive == 0
+    loss.backward()
+    assert (alive, most) == (0, 1)
+
+
+def test_without_gradients_it_only_embeds() -> None:
+    _, sides = make(4)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        cached = cached_embeddings(sides)
+        torch.manual_seed(5)
+        once = embed_once(sides)
+    assert not any(vectors.requires_grad for vectors in cached.values())
+    assert cached.keys() == once.keys()
+    assert all(torch.equal(cached[name], once[name]) for name in once)
+
+
+def test_a_side_that_the_loss_does_not_use() -> None:
+    model, sides = make(4)
+    vectors = cached_embeddings(sides)
+    info_nce(vectors["query"], vectors["positive"]).backward()
+    grads = gradients(model)
+    assert grads["text.0.weight"].abs().max() > 0
+    assert grads["image.0.weight"].abs().max() == 0
+
+
+def test_bad_input_says_what_and_why() -> None:
+    model, sides = make(4)
+    with pytest.raises(ValueError, match="chunk size 0"):
+        split_rows({"x": torch.ones(3)}, 0)
+    with pytest.raises(ValueError, match=r"same number of rows.*'a': 3.*'b': 2"):
+        split_rows({"a": torch.ones(3), "b": torch.ones(2)}, 2)
+    with pytest.raises(ValueError, match=r"nothing to embed for \['query'\]"):
+        cached_embeddings(sides | {"query": Side(model.embed_text, [])})
+    with pytest.raises(ValueError, match="temperature: a side without rows"):
+        cached_embeddings({"temperature": Side(model.temperature, [None, None])})
