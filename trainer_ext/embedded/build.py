@@ -1,0 +1,144 @@
+"""Building all tables into an empty folder: drawings, text pairs, captions, triplets, in this order.
+
+The order keeps the splits clean: held-out captions are known before the dictionary is split, and held-out texts are
+known before anything for training is written.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+from tqdm.auto import tqdm
+
+from .captions import Glossary, compose
+from .gcide import read_senses, text_key
+from .mining import Miner, Triplet
+from .openmoji import Drawing, read_drawings
+from .splits import SEED, draw, split_drawings
+from .tables import write_table
+from .text_tables import PAIR_TABLES, Tables, build_pairs
+
+TRIPLET_ROWS = {"train": 4000, "validation": 250, "test": 500}
+_TRIPLET_SOURCES = ("headword_definition", "definition_example")
+_STEPS = 5
+
+
+def build(folder: Path, progress: bool) -> dict[str, Any]:
+    """Write every table into ``folder`` and return what the manifest says about them."""
+    bar = tqdm(total=_STEPS, desc="Preparing the embedded data", unit="step", disable=not progress)
+    with bar, _quiet_datasets():
+        drawings, merged = read_drawings(progress)
+        split = split_drawings(drawings)
+        bar.update()
+
+        senses, dictionary_counts = read_senses()
+        captions = {text_key(name) for drawing in drawings for name in drawing.names}
+        short, held_out_captions = distinct_captions(split)
+        pairs, held_out = build_pairs(senses, captions, held_out_captions)
+        bar.update()
+
+        short["train"] = _without(short["train"], held_out)
+        known = {text_key(row.headword) for row in pairs["headword_definition"]["train"]}
+        glossary = Glossary.of(senses, held_out, known)
+        rows = {
+            "short_captions": {name: [_short(drawing) for drawing in group] for name, group in short.items()},
+            "long_captions": {name: _long(group, glossary, name) for name, group in short.items()},
+        }
+        bar.update()
+
+        triplets = mine_triplets(pairs)
+        bar.update()
+
+        tables = rows | {table: _as_rows(pairs[table]) for table in PAIR_TABLES} | {"triplets": _as_rows(triplets)}
+        counts = {
+            table: {name: write_table(folder, table, name, part) for name, part in splits.items()}
+            for table, splits in tables.items()
+        }
+        bar.update()
+    used = sum(len(group) for group in short.values())
+    return {
+        "seed": SEED,
+        "rows": counts,
+        "drawings": {
+            "named": len(drawings) + merged,
+            "identical_merged": merged,
+            "concepts": len({drawing.concept for drawing in drawings}),
+            "held_out_variants_left_out": len(drawings) - used,
+        },
+        "dictionary": dictionary_counts,
+    }
+
+
+class _quiet_datasets:
+    """Silence the progress bars of ``datasets`` inside; ours are shown instead."""
+
+    def __enter__(self) -> None:
+        self._were_on = datasets.are_progress_bars_disabled() is False
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self._were_on:
+            datasets.enable_progress_bars()
+
+
+def distinct_captions(split: dict[str, list[Drawing]]) -> tuple[dict[str, list[Drawing]], set[str]]:
+    """The same split where no held-out caption occurs twice, and the keys of all held-out captions.
+
+    A picture whose captions all belong to others already is left out.
+    """
+    taken: set[str] = set()
+    result = dict(split)
+    for name in ("test_concepts", "test_combinations", "validation"):
+        kept = []
+        for drawing in split[name]:
+            free = _without([drawing], taken)
+            kept.extend(free)
+            taken |= {text_key(caption) for one in free for caption in one.names}
+        result[name] = kept
+    return result, taken
+
+
+def _without(drawings: Iterable[Drawing], texts: set[str]) -> list[Drawing]:
+    """Drawings without the captions in ``texts``; without any caption left a drawing goes too."""
+    kept = (drawing.renamed([name for name in drawing.names if text_key(name) not in texts]) for drawing in drawings)
+    return [drawing for drawing in kept if drawing.names]
+
+
+def mine_triplets(pairs: Tables) -> dict[str, list[Triplet]]:
+    """Triplets of each split; the negatives come from training texts alone."""
+    threads = os.cpu_count() or 1
+    triplets: dict[str, list[Triplet]] = {name: [] for name in TRIPLET_ROWS}
+    for source in _TRIPLET_SOURCES:
+        miner = Miner(pairs[source]["train"])
+        for split, wanted in TRIPLET_ROWS.items():
+            rows = {f"{row.query}\n{row.positive}": row for row in pairs[source][split]}
+            (chosen,) = draw(rows, min(1.0, wanted / max(1, len(rows))))
+            triplets[split].extend(miner.mine([row for key, row in rows.items() if key in chosen], threads))
+    return triplets
+
+
+def _as_rows(splits: dict[str, list[Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [asdict(row) for row in rows] for name, rows in splits.items()}
+
+
+def _image_row(drawing: Drawing, captions: list[str]) -> dict[str, Any]:
+    image = {"bytes": drawing.png, "path": None}
+    return {"image": image, "caption": captions, "id": drawing.id, "concept": drawing.concept}
+
+
+def _short(drawing: Drawing) -> dict[str, Any]:
+    return _image_row(drawing, drawing.names)
+
+
+def _long(drawings: list[Drawing], glossary: Glossary, split: str) -> list[dict[str, Any]]:
+    variants = 2 if split == "train" else 1
+    return [_image_row(drawing, compose(drawing, glossary, variants)) for drawing in drawings]
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest; it comes last, so a folder that has one is complete."""
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")

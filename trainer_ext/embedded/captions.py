@@ -1,0 +1,112 @@
+"""Long captions: composed from an emoji's name, its aliases, its group words and dictionary definitions of its nouns.
+
+Nobody wrote them while looking at the picture. Only definitions of training headwords are used, for every split, and
+none whose text is held out in a text table.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .gcide import Sense, text_key
+from .groups import group_words
+from .openmoji import Drawing
+
+MIN_WORDS = 40
+MAX_WORDS = 80
+MAX_DEFINITION_WORDS = 24
+# Words that name nothing to explain: anything of one or two letters, prepositions, and the words of tone and side.
+_SILENT = re.compile(
+    r"..?|and|for|from|into|not|off|over|the|with|without|facing|right|left|light|medium|dark|skin|tone"
+)
+_USAGE = re.compile(r"(?:; |, )(?:as|also|hence|specif|esp)\b.*|\s-- .*|\s*\([^)]*\)")
+
+
+@dataclass(frozen=True)
+class Glossary:
+    """Short noun definitions by headword key, in dictionary order."""
+
+    nouns: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, senses: list[Sense], held_out: set[str], headwords: set[str]) -> "Glossary":
+        """The nouns among ``headwords`` (keys of training headwords), without any text of ``held_out``."""
+        nouns: dict[str, list[str]] = {}
+        for sense in senses:
+            word = text_key(sense.headword)
+            if word not in headwords or not re.search(r"\bn\.", sense.part_of_speech):
+                continue
+            if text_key(sense.definition) in held_out:
+                continue
+            short = shorten(sense.definition)
+            if len(short.split()) > 2 and text_key(short) not in held_out:
+                nouns.setdefault(word, []).append(short)
+        return cls(nouns)
+
+    def look_up(self, word: str) -> tuple[str, list[str]]:
+        """The headword and its definitions, for a word or its plural; no definitions when it is unknown."""
+        for key in (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)):
+            if key in self.nouns:
+                return key, self.nouns[key]
+        return word, []
+
+
+def shorten(definition: str) -> str:
+    """The first clauses of a definition, without usage notes, at most ``MAX_DEFINITION_WORDS`` words of them.
+
+    >>> shorten("A firework (esp. a big one) that flies; as, a signal rocket. It is used at sea.")
+    'A firework that flies'
+    """
+    first = re.split(r"(?<=\w{3})\.\s", _USAGE.sub("", definition), maxsplit=1)[0]
+    words = first.split()
+    if len(words) > MAX_DEFINITION_WORDS:
+        clipped = " ".join(words[:MAX_DEFINITION_WORDS])
+        clauses = re.split(r"[;,:](?=\s)", clipped)
+        # Stop at the end of a clause; a definition that is one long clause is cut where it must be.
+        first = clipped[: -len(clauses[-1]) - 1] if len(clauses) > 1 else clipped
+    return first.rstrip(" .,;:")
+
+
+def compose(drawing: Drawing, glossary: Glossary, variants: int) -> list[str]:
+    """Up to ``variants`` different long captions of about ``MIN_WORDS`` to ``MAX_WORDS`` words."""
+    captions = [_compose(drawing, glossary, variant) for variant in range(variants)]
+    return list(dict.fromkeys(captions))
+
+
+def _compose(drawing: Drawing, glossary: Glossary, variant: int) -> str:
+    name, *aliases = drawing.names
+    themes = group_words(drawing.text)
+    sentences = [_OPENINGS[variant % len(_OPENINGS)].format(name=name)]
+    if aliases:
+        sentences.append(f"It is also called {' or '.join(aliases[:3])}.")
+    if themes:
+        sentences.append(f"It belongs to the group {' and '.join(themes[:3])}.")
+    context = set(text_key(" ".join([*drawing.names, *themes])).split())
+    length = sum(len(sentence.split()) for sentence in sentences)
+    for word, senses in _nouns(drawing, themes, glossary):
+        # The sense that shares most words with the other names fits best; a second caption takes the next one.
+        ranked = sorted(senses, key=lambda sense: -len(context & set(text_key(sense).split()) - {word}))
+        sentence = f"{word.capitalize()}: {ranked[min(variant, len(ranked) - 1)]}."
+        if length + len(sentence.split()) <= MAX_WORDS:
+            sentences.append(sentence)
+            length += len(sentence.split())
+        if length >= MIN_WORDS:
+            break
+    return " ".join(sentences)
+
+
+_OPENINGS = ("A drawing of {name}.", "This emoji shows {name} in a simple, flat style with outlines.")
+
+
+def _nouns(drawing: Drawing, themes: list[str], glossary: Glossary) -> Iterator[tuple[str, list[str]]]:
+    """Words with definitions, the most telling first: whole names, then single words, last to first, then groups."""
+    phrases = [text_key(name) for name in drawing.names]
+    words = [word for phrase in [*phrases, *map(text_key, themes)] for word in reversed(phrase.split())]
+    seen: set[str] = set()
+    for candidate in [*phrases, *words]:
+        if _SILENT.fullmatch(candidate):
+            continue
+        word, senses = glossary.look_up(candidate)
+        if senses and word not in seen:
+            seen.add(word)
+            yield word, senses
