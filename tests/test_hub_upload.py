@@ -1,0 +1,339 @@
+"""Building and verifying a Hub folder: what goes in, what is refused, and that it loads without our packages."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+import hub_upload
+from hub_upload import HubFolderError, build, main, manifest_differences, read_manifest, verify
+from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
+
+ROOT = Path(__file__).parents[1]
+# Put together here, so that no scanner takes this file for a leak.
+TOKEN = "hf_" + "Abcdefgh1234" * 3
+
+METRICS = {
+    "format": 1,
+    "sizes": {"concepts_short text to image": 300},
+    "rows": [
+        {"name": "before training", "kind": "stage", "metrics": {"concepts_short/t2i_r5": 0.031, "words/ndcg10": 0.12}},
+        {"name": "chance", "kind": "reference", "metrics": {"concepts_short/t2i_r5": 0.029}},
+        {"name": "triplets", "kind": "stage", "metrics": {"concepts_short/t2i_r5": 0.314, "words/ndcg10": 0.42}},
+    ],
+}
+RUN = {
+    "recipe": {
+        "name": "toy",
+        "seed": 7,
+        "stages": [
+            {
+                "name": "pairs",
+                "steps": 282,
+                "learning_rate": 0.001,
+                "max_length": 77,
+                "image_text": {"sources": ["emoji"], "batch_size": 128},
+                "text": None,
+            }
+        ],
+    },
+    "command": ["trainer", "--output_dir", "/home/somebody/secret-project"],
+    "commit": "0123abc",
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run as the trainer leaves it: the golden model, its measurements, and files nobody should publish."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    shutil.copytree(golden / "tiny_model", folder)
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "run.json").write_text(json.dumps(RUN))
+    (folder / "optimizer.pt").write_bytes(pickle.dumps({"not": "for the Hub"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(checkpoint, tmp_path_factory.mktemp("hub") / "tiny-clip")
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A copy of the built folder that a test may spoil."""
+    return Path(shutil.copytree(built, tmp_path / "tiny-clip"))
+
+
+def test_folder_holds_everything_and_nothing_else(built: Path) -> None:
+    code = {path.name for path in (ROOT / "modeling_jina_clip").glob("*.py")} - {"__init__.py"}
+    expected = code | {
+        "README.md", "config.json", "model.safetensors", "manifest.json", "metrics.json",
+        "tokenizer.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+        "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Normalize/config.json",
+    }  # fmt: skip
+    found = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
+    assert found == expected
+    for name in code:
+        assert (built / name).read_bytes() == (ROOT / "modeling_jina_clip" / name).read_bytes()
+    assert manifest_differences(built) == []
+    assert set(read_manifest(built)["files"]) == expected - {"manifest.json"}
+
+
+def test_weights_survive_and_code_is_local(checkpoint: Path, built: Path) -> None:
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(built / "model.safetensors")
+    assert len(after) > 50
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]), name
+    config = json.loads((built / "config.json").read_text())
+    assert {"AutoConfig", "AutoModel", "AutoModelForZeroShotImageClassification"} <= set(config["auto_map"])
+    for path in built.glob("*.json"):  # "owner/repository--module.Class" would load code from somewhere else
+        assert "--" not in path.read_text(), path.name
+
+
+def test_nothing_of_this_machine_leaks(checkpoint: Path, built: Path) -> None:
+    places = [str(checkpoint).encode(), str(built).encode(), str(Path.home()).encode() + b"/", b"secret-project"]
+    for path in built.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [place for place in places if place in content], path.name
+
+
+def test_card_shows_the_measured_table(built: Path) -> None:
+    card = ModelCard.load(built / "README.md")
+    assert "| task | metric | chance | before training | triplets |" in card.text
+    assert "| concepts short | text to image recall@5 | 2.9 | 3.1 | 31.4 |" in card.text
+    assert "| words | ndcg@10 | - | 12.0 | 42.0 |" in card.text
+    assert "| pairs | 282 | 0.001 | 77 | 128 | - | emoji |" in card.text
+    assert "Recipe `toy`, seed 7, commit `0123abc`" in card.text
+    found = {(r.dataset_name, r.metric_type, r.metric_name, r.metric_value) for r in card.data.eval_results}
+    assert found == {
+        ("concepts short", "recall_at_5", "text to image recall@5", 0.314),
+        ("words", "ndcg_at_10", "ndcg@10", 0.42),
+    }
+    metadata = yaml.safe_load(card.content.split("---")[1])
+    assert metadata["model-index"][0]["name"] == "tiny-clip"
+    assert metadata["license"] == "apache-2.0"
+    assert "2405.20204" in card.text
+
+
+def test_options_of_build_are_read(checkpoint: Path, tmp_path: Path) -> None:
+    folder = build(checkpoint, tmp_path / "out", max_shard_size="400KB", license="cc-by-sa-4.0")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert "model.safetensors.index.json" in read_manifest(folder)["files"]
+    assert "license: cc-by-sa-4.0" in (folder / "README.md").read_text()
+    whole = JinaCLIPModel.from_pretrained(checkpoint).state_dict()
+    for name, tensor in JinaCLIPModel.from_pretrained(folder).state_dict().items():
+        assert torch.equal(tensor, whole[name])
+
+
+def test_checkpoint_without_measurements_still_builds(golden: Path, tmp_path: Path) -> None:
+    """What `save_pretrained` alone writes is enough."""
+    model, processor = (part.from_pretrained(golden / "tiny_model") for part in (JinaCLIPModel, JinaCLIPProcessor))
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    card = (build(tmp_path / "saved", tmp_path / "out") / "README.md").read_text()
+    assert "Nothing was measured" in card
+    assert "model-index" not in card
+
+
+def test_rebuilding_replaces_our_folder_and_only_ours(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "notes.txt").write_text("a day's work")
+    with pytest.raises(HubFolderError, match=r"notes.txt is not in the manifest"):
+        build(checkpoint, folder)
+    assert (folder / "notes.txt").read_text() == "a day's work"
+    (folder / "notes.txt").unlink()
+    (folder / "config.json").write_text("{}")
+    build(checkpoint, folder)
+    assert manifest_differences(folder) == []
+    with pytest.raises(HubFolderError, match="holds something else"):
+        build(checkpoint, tmp_path)  # the folder that holds `folder`
+    with pytest.raises(HubFolderError, match="holds something else"):
+        build(checkpoint, checkpoint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny-clip"]  # no temporary folder stays
+
+
+def spoil_weights(folder: Path, value: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["logit_scale"] = torch.tensor(value)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickles are not read"),
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "preprocessor_config.json").unlink(), "does not load"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "does not load"),
+        (lambda f: spoil_weights(f, float("nan")), r"not finite \(logit_scale\)"),
+        (lambda f: (f / "metrics.json").write_text('{"rows": 3}'), "not the trainer's"),
+        (lambda f: (f / "run.json").write_text("{"), "not the trainer's"),
+        (lambda f: (f / "metrics.json").write_text(json.dumps({**METRICS, "note": TOKEN})), "metrics.json.*secret"),
+    ],
+    ids=["pickle", "no config", "no processor", "torn weights", "nan", "metrics", "run", "token"],
+)
+def test_bad_checkpoints_are_refused_and_leave_nothing(checkpoint: Path, tmp_path: Path, spoil, complaint: str) -> None:
+    bad = Path(shutil.copytree(checkpoint, tmp_path / "bad"))
+    spoil(bad)
+    with pytest.raises(HubFolderError, match=complaint):
+        build(bad, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("weights.bin", b"1234"),
+        ("model.pt", b"1234"),
+        ("data.json", pickle.dumps({"a": 1})),
+        ("notes.txt", b"PK\x03\x04" + bytes(20)),
+    ],
+)
+def test_pickles_are_refused_whatever_their_name(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(HubFolderError, match=f"{name} is a pickle or an archive"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        TOKEN,
+        "ghp_" + "a1B2" * 9,
+        "AKIA" + "ABCDEFGH12345678",
+        "-----BEGIN RSA PRIVATE " + "KEY-----",
+        "https://me:hunter22" + "@example.org/x",
+        '{"api_key": "' + "q" * 20 + '"}',
+        "sk-" + "proj-" + "x9" * 20,
+    ],
+    ids=lambda secret: secret[:8],
+)
+def test_secrets_are_refused_without_repeating_them(folder: Path, secret: str) -> None:
+    (folder / "README.md").write_text(f"first line\n{secret}\n")
+    with pytest.raises(HubFolderError, match=r"README.md, line 2, seems to hold a secret") as caught:
+        verify(folder)
+    assert secret not in str(caught.value)
+
+
+def test_secret_in_the_header_of_weights_is_found(folder: Path) -> None:
+    save_file({"a": torch.zeros(2)}, folder / "more.safetensors", metadata={"author": TOKEN})
+    with pytest.raises(HubFolderError, match=r"more.safetensors, line 1"):
+        verify(folder)
+
+
+def test_links_are_refused(folder: Path) -> None:
+    (folder / "vocab.txt").symlink_to("/etc/hostname")
+    with pytest.raises(HubFolderError, match=r"vocab.txt in .* is not a plain file"):
+        verify(folder)
+
+
+def test_verify_names_every_difference_and_loads_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "extra.py").write_text("raise SystemExit")
+    (folder / "custom_st.py").write_text("raise SystemExit")
+    (folder / "tokenizer.json").unlink()
+    assert main(["verify", str(folder)]) == 1
+    shown = capsys.readouterr().out
+    for line in ("extra.py is not in", "custom_st.py was changed", "tokenizer.json is missing", "NOT verified"):
+        assert line in shown
+    assert not (folder / hub_upload.STAMP).exists()
+
+
+def test_code_of_another_version_is_not_run(folder: Path) -> None:
+    """A consistent folder whose code is not this package's: nothing of it is executed."""
+    (folder / "custom_st.py").write_text("raise SystemExit")
+    hub_upload.write_manifest(folder)
+    assert verify(folder) == ["custom_st.py differs from the installed package"]
+
+
+def test_embeddings_that_say_nothing_are_noticed(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["text_model.transformer.embeddings.word_embeddings.weight"].zero_()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    hub_upload.write_manifest(folder)
+    assert verify(folder) == [f"{name} are not finite, or all alike" for name in ("texts", "encode_text")]
+
+
+def test_folder_loads_without_us_and_gives_our_vectors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one run of the whole `verify`: a fresh interpreter, every public way of loading, the card's snippets."""
+    assert main(["verify", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    for way in (
+        "AutoModel, AutoProcessor/texts (5, 64)",
+        "AutoImageProcessor, AutoTokenizer/images (5, 64)",
+        "SentenceTransformer/mixed (10, 64)",
+        "zero-shot-image-classification/probabilities (5,)",
+        "the card's 2 snippets run",
+    ):
+        assert way in shown
+    assert "FAILED" not in shown
+    assert json.loads((folder / hub_upload.STAMP).read_text()) == {
+        "manifest": hub_upload.file_hash(folder / "manifest.json")
+    }
+
+
+def test_other_vectors_elsewhere_are_a_failure(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--python` is used, and what its interpreter answers is compared: here one that lies a little."""
+    with np.load(write_answer(tmp_path, folder, 2e-5)) as arrays:
+        assert "SentenceTransformer/mixed" in arrays
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncp {tmp_path}/arrays.npz {tmp_path}/facts.json "$5"\n')
+    python.chmod(0o755)
+    failures = verify(folder, python=python)
+    assert failures == ["SentenceTransformer/mixed differ by 2.0e-05, allowed are 1e-05", "builtins was used"]
+    assert not (folder / hub_upload.STAMP).exists()
+    python.write_text("#!/bin/sh\necho 'ImportError: too old' >&2\nexit 1\n")
+    assert verify(folder, python=python) == ["it does not:", "ImportError: too old"]
+
+
+def write_answer(place: Path, folder: Path, error: float) -> Path:
+    """What a probe would write, with an error in one vector."""
+    model, processor = (part.from_pretrained(folder) for part in (JinaCLIPModel, JinaCLIPProcessor))
+    found = hub_upload.embed_probe(model, processor)
+    mixed = np.concatenate([found["encode_text"], found["encode_image"]])
+    mixed[7, 3] += error
+    np.savez(place / "arrays.npz", **{"AutoModel/texts": found["texts"], "SentenceTransformer/mixed": mixed})
+    (place / "facts.json").write_text(json.dumps({"classes": ["builtins"], "versions": {}}))
+    return place / "arrays.npz"
+
+
+def test_command_line_reports_one_line_and_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
+    assert main(["verify", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+    assert lines[0].endswith("give a folder of the trainer or of save_pretrained")
+    assert lines[1].endswith("build it first")
+    assert os.listdir(tmp_path) == []
+
+
+def test_isolation_bites() -> None:
+    """A fresh interpreter that could still import us, or connect, would prove nothing."""
+    program = f"""
+import socket, sys
+sys.path.insert(0, {str(ROOT)!r})
+import hub_upload
+hub_upload.isolate()
+del sys.modules["hub_upload"]
+attempts = [lambda name=name: __import__(name) for name in ("modeling_jina_clip", "trainer_ext", "hub_upload")]
+for attempt in [*attempts, lambda: socket.create_connection(("127.0.0.1", 9)), lambda: __import__("wave")]:
+    try:
+        attempt()
+        print("went through")
+    except (ModuleNotFoundError, PermissionError) as error:
+        print(type(error).__name__)
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["ModuleNotFoundError"] * 3 + ["PermissionError", "went through"]
