@@ -6,10 +6,12 @@ What changes from stage to stage (steps, learning rate, warm-up, batch sizes) li
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import torch
 from transformers import TrainingArguments
 
+from trainer_ext.objective import FalseNegatives
 from trainer_ext.recipe import Recipe
 
 # Arguments of the base class that a recipe says in another place; ``load_recipe`` refuses them with these words.
@@ -72,6 +74,10 @@ class JinaCLIPTrainingArguments(TrainingArguments):
     tile_size: int | None = field(
         default=None, metadata={"help": "Compute losses in square tiles of this many rows, never the whole matrix."}
     )
+    false_negatives: FalseNegatives = field(
+        default="mask",
+        metadata={"help": "Another row's target that is true as well: leave it out, share with it, or keep it."},
+    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -80,6 +86,9 @@ class JinaCLIPTrainingArguments(TrainingArguments):
         for name, reason in CONTRADICTIONS.items():
             if getattr(self, name):
                 raise ValueError(f"{name} cannot be used: {reason}")
+        choices = get_args(FalseNegatives)
+        if self.false_negatives not in choices:
+            raise ValueError(f"false_negatives is {self.false_negatives!r}; use one of {', '.join(choices)}")
         if not self.text_temperature > 0:
             raise ValueError(f"text_temperature is {self.text_temperature}; it divides the cosines, so set it above 0")
         for name in ("gradient_cache_chunk_size", "tile_size"):

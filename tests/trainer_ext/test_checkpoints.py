@@ -29,9 +29,14 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_folder(tmp_path: Path) 
     target = tmp_path / "stages" / "0-pairs"
     with whole_folder(target) as partial:
         (partial / "config.json").write_text("old")
-    with pytest.raises(OSError, match="disk full"), whole_folder(target) as partial:
-        (partial / "config.json").write_text("new")
-        raise OSError("disk full")
+
+    def fail() -> None:
+        with whole_folder(target) as partial:
+            (partial / "config.json").write_text("new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
     assert (target / "config.json").read_text() == "old"
     assert [path.name for path in target.parent.iterdir()] == ["0-pairs"]
 

@@ -29,9 +29,7 @@ STAGES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("step", "expected"), [(0, (0, 0)), (5, (0, 5)), (6, (1, 0)), (7, (2, 0)), (10, (2, 3))]
-)
+@pytest.mark.parametrize(("step", "expected"), [(0, (0, 0)), (5, (0, 5)), (6, (1, 0)), (7, (2, 0)), (10, (2, 3))])
 def test_stage_of_a_step(step: int, expected: tuple[int, int]) -> None:
     assert stage_at(STAGES, step) == expected
 

@@ -1,0 +1,161 @@
+"""The command line: ``python -m trainer_ext RECIPE.yaml --output_dir DIR [--resume] [dotted.key=value ...]``.
+
+One run, one hop a line: recipe, output folder, data, model, trainer, results. Under ``torchrun`` or
+``accelerate launch`` all processes run this; the main one writes files and messages.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from trainer_ext.arguments import training_arguments
+from trainer_ext.baselines import bm25, chance
+from trainer_ext.data_sources import load_sources
+from trainer_ext.evaluation import Task, evaluate
+from trainer_ext.evaluation_suites import load_suite, picture_task
+from trainer_ext.initial_model import initial_model
+from trainer_ext.recipe import Recipe, load_recipe
+from trainer_ext.report import Report
+from trainer_ext.run_folder import RunFolder
+from trainer_ext.stages import finished_stage
+from trainer_ext.trainer import JinaCLIPTrainer, NonFiniteError
+
+BEFORE_TRAINING = "before training"
+
+
+class StageRecorder(TrainerCallback):
+    """At each stage's end: a row of the report, and the whole model in a folder of its own."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, report: Report | None) -> None:
+        self.recipe, self.folder, self.report = recipe, folder, report
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        model: nn.Module,
+        processing_class: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Record step 0 and the last step of each stage; evaluations between them are only logged."""
+        index = finished_stage(self.recipe.stages, state.global_step)
+        if not state.is_world_process_zero or (index is None and state.global_step > 0):
+            return
+        name = BEFORE_TRAINING if index is None else self.recipe.stages[index].name
+        if index is not None:
+            tqdm.write(f"stage {name} is kept in {self.folder.save_stage(index, name, [model, processing_class])}")
+        if self.report is not None:
+            self.report.add(name, {key.removeprefix("eval_"): value for key, value in metrics.items()})
+            self.report.save()
+
+
+def run(options: argparse.Namespace, command: Sequence[str]) -> None:
+    """Train a recipe from its beginning, or from where it was stopped, to the finished folder."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    arguments = training_arguments(recipe, options.output_dir)
+    is_main = arguments.process_index == 0
+    folder = RunFolder(options.output_dir)
+    say = print if is_main else _quiet
+    if is_main:
+        folder.claim(recipe, command, resume=options.resume, allow_recipe_change=options.allow_recipe_change)
+    with arguments.main_process_first(desc="reading the data"):
+        tables = load_sources(recipe.used_sources())
+        tasks = load_suite(recipe.evaluation) if recipe.evaluation else []
+    checkpoint = folder.last_checkpoint(say) if options.resume else None
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint}")
+    set_seed(recipe.seed)
+    model, processor = initial_model(recipe, checkpoint)
+    report = start_report(folder, tasks) if tasks and is_main else None
+    # A resumed run has measured the untrained model already.
+    arguments.eval_on_start = bool(tasks) and checkpoint is None
+    trainer = JinaCLIPTrainer(
+        model=model,
+        args=arguments,
+        recipe=recipe,
+        train_dataset=tables,
+        processing_class=processor,
+        evaluate_fn=(lambda model, processor: measure(model, processor, tasks)) if tasks else None,
+        callbacks=[StageRecorder(recipe, folder, report)],
+    )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if is_main:
+        folder.save_model([model, processor])
+        if report is not None:
+            finish_report(report, model, tasks)
+        say(f"the finished model is {folder.path}")
+
+
+def start_report(folder: RunFolder, tasks: Sequence[Task]) -> Report:
+    """The run's report as far as it goes, with what the model has to beat."""
+    report = Report.load(folder.path, tasks)
+    report.add("chance", chance(tasks), kind="reference")
+    report.add("BM25", bm25(tasks), kind="reference")
+    return report
+
+
+def finish_report(report: Report, model: nn.Module, tasks: Sequence[Task]) -> None:
+    """Write the last files and show the table."""
+    report.save()
+    report.save_contact_sheet(model.encode_text, model.encode_image, picture_task(tasks))
+    print(report.table())
+
+
+def measure(model: nn.Module, processor: Any, tasks: Sequence[Task]) -> dict[str, float]:
+    """Figures of the model on all tasks."""
+    model.processor = processor
+    return evaluate(model.encode_text, model.encode_image, tasks)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options and overrides in any order."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer_ext", description="Train a Jina CLIP model through all stages of a recipe."
+    )
+    parser.add_argument("recipe", help="a recipe file, or the name of a packaged one, for example openmoji")
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="for example stages.0.steps=12")
+    parser.add_argument("--output_dir", required=True, help="folder of this run; must be new unless --resume is given")
+    parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
+    parser.add_argument("--allow_recipe_change", action="store_true", help="resume although the recipe has changed")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 after an error, 130 after Ctrl-C."""
+    command = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(command)
+    logging.disable_progress_bar()  # bars of file writing would tear the training bar apart
+    try:
+        run(options, command)
+    except KeyboardInterrupt:
+        print(f"error: interrupted. Go on with --resume --output_dir {options.output_dir}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, NonFiniteError) as error:
+        if options.traceback:
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _message(error: Exception) -> str:
+    """The error in words; of one that comes from a loader's worker, without the worker's traceback."""
+    text = str(error)
+    return text.strip().splitlines()[-1] if "Original Traceback" in text else text
+
+
+def _quiet(*words: object) -> None:
+    """What processes other than the main one say."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

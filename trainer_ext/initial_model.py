@@ -1,0 +1,72 @@
+"""What a run starts from: a preset with random weights, or a checkpoint folder, and the processor that goes with it."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPImageProcessor, JinaCLIPModel, JinaCLIPProcessor
+from trainer_ext.recipe import Recipe, TokenizerSpec
+from trainer_ext.resources import find_resource
+from trainer_ext.tokenizer_training import train_wordpiece, training_texts
+
+
+def initial_model(recipe: Recipe, resumed_from: Path | None = None) -> tuple[JinaCLIPModel, JinaCLIPProcessor]:
+    """The model and the processor of a recipe, before the first step.
+
+    A preset gets random weights (from torch's global generator) and, if the recipe trains a tokenizer, a vocabulary
+    of exactly its size. A checkpoint folder brings its weights, image processor and, unless the recipe says otherwise,
+    its tokenizer.
+
+    Args:
+        resumed_from: a checkpoint of this run, whose tokenizer is taken instead of training it a second time. Its
+            weights are the Trainer's business.
+
+    Raises:
+        ValueError: no tokenizer, or one that does not fit the model's vocabulary.
+    """
+    start = find_resource("models", recipe.model)
+    tokenizer = _tokenizer(recipe, start, resumed_from)
+    if start.is_dir():
+        model = JinaCLIPModel.from_pretrained(start)
+        _check_vocabulary(tokenizer, model.config)
+        image_processor = JinaCLIPImageProcessor.from_pretrained(start)
+    else:
+        config = JinaCLIPConfig.from_json_file(start)
+        if isinstance(recipe.tokenizer, TokenizerSpec):
+            config.text_config.vocab_size = len(tokenizer)
+        _check_vocabulary(tokenizer, config)
+        config.text_config.pad_token_id = tokenizer.pad_token_id
+        model = JinaCLIPModel(config)
+        image_processor = JinaCLIPImageProcessor(size=config.vision_config.image_size)
+    return model, JinaCLIPProcessor(image_processor, tokenizer)
+
+
+def _tokenizer(recipe: Recipe, start: Path, resumed_from: Path | None) -> PreTrainedTokenizerBase:
+    if resumed_from is not None:
+        return _load_tokenizer(resumed_from)
+    if isinstance(recipe.tokenizer, TokenizerSpec):
+        return train_wordpiece(training_texts(recipe), recipe.tokenizer.vocab_size)
+    if recipe.tokenizer is not None:
+        return _load_tokenizer(Path(recipe.tokenizer))
+    if start.is_dir():
+        return _load_tokenizer(start)
+    raise ValueError(
+        f"model {recipe.model!r} is a preset, which has no tokenizer; add `tokenizer: {{vocab_size: 8192}}` to train "
+        "one on the recipe's texts, or `tokenizer: FOLDER` to load one"
+    )
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"tokenizer {str(folder)!r} is no folder with a tokenizer_config.json; check the path")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: JinaCLIPConfig) -> None:
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no padding token; set its pad_token and save it again")
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} entries, but the model's text_config.vocab_size is "
+            f"{config.text_config.vocab_size}; use the model's own tokenizer, or a preset with a larger vocabulary"
+        )

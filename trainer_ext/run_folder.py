@@ -1,0 +1,151 @@
+"""The output folder of a run: whose it is, where it came from, and where its models go.
+
+DIR/run.json            the recipe, the command, the versions and the commit the run was started with
+DIR/checkpoint-N/       what a resume needs
+DIR/stages/0-NAME/      the whole model as it was at the end of a stage
+DIR/config.json, ...    the finished model
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer_ext.checkpoints import last_whole_checkpoint, partial_path, whole_folder
+from trainer_ext.recipe import Recipe, recipe_differences
+
+RUN_FILE = "run.json"
+_PACKAGES = ("modeling-jina-clip", "torch", "transformers", "accelerate", "tokenizers", "datasets")
+
+
+class Savable(Protocol):
+    """A model or a processor."""
+
+    def save_pretrained(self, save_directory: str) -> Any: ...
+
+
+class RunFolder:
+    """One run's folder. ``claim`` it before anything is written to it.
+
+    >>> import tempfile
+    >>> RunFolder(Path(tempfile.mkdtemp()) / "run").claimed
+    False
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the folder already holds a run."""
+        return (self.path / RUN_FILE).is_file()
+
+    def claim(
+        self, recipe: Recipe, command: Sequence[str], *, resume: bool = False, allow_recipe_change: bool = False
+    ) -> None:
+        """Make the folder this run's own.
+
+        Raises:
+            ValueError: the folder holds something else, or another run, or this run with another recipe.
+        """
+        if not self.claimed:
+            self._refuse_foreign_files()
+        elif not resume:
+            raise ValueError(
+                f"{self.path} already holds a run; go on with it by --resume, or choose another --output_dir"
+            )
+        else:
+            changes = recipe_differences(self._started_with(), recipe)
+            if changes and not allow_recipe_change:
+                raise ValueError(
+                    f"the recipe is not the one that {self.path} was started with: {'; '.join(changes)}. "
+                    "Undo the change, or accept it with --allow_recipe_change"
+                )
+            if not changes:
+                return
+        self._write_run_file(recipe, command)
+
+    def last_checkpoint(self, say: Callable[[str], None]) -> Path | None:
+        """The checkpoint to resume from; None, with a message, when there is none that is whole."""
+        checkpoint = last_whole_checkpoint(self.path, say)
+        if checkpoint is None:
+            say(f"no complete checkpoint in {self.path}: starting from the beginning")
+        return checkpoint
+
+    def save_stage(self, index: int, name: str, parts: Iterable[Savable]) -> Path:
+        """Keep the model and its processor as they are at the end of a stage, whole or not at all."""
+        target = self.path / "stages" / f"{index}-{name}"
+        with whole_folder(target) as partial:
+            for part in parts:
+                part.save_pretrained(str(partial))
+        return target
+
+    def save_model(self, parts: Iterable[Savable]) -> None:
+        """Put the finished model into the run's folder itself; ``config.json`` comes last, when the rest is there."""
+        partial = partial_path(self.path / "model")
+        shutil.rmtree(partial, ignore_errors=True)
+        for part in parts:
+            part.save_pretrained(str(partial))
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, self.path / path.name)
+        partial.rmdir()
+
+    def _refuse_foreign_files(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; choose another --output_dir")
+        foreign = sorted(path.name for path in self.path.glob("*") if not path.name.startswith("."))
+        if foreign:
+            raise ValueError(
+                f"{self.path} holds files that are no run of ours ({', '.join(foreign[:3])}); "
+                "choose an empty --output_dir"
+            )
+
+    def _started_with(self) -> Recipe:
+        path = self.path / RUN_FILE
+        try:
+            return Recipe.model_validate(json.loads(path.read_text())["recipe"])
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} cannot be read ({reason}); choose another --output_dir") from error
+
+    def _write_run_file(self, recipe: Recipe, command: Sequence[str]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {
+            "recipe": recipe.model_dump(mode="json"),
+            "command": list(command),
+            "versions": installed_versions(),
+            "commit": commit_of(Path(__file__).parent),
+        }
+        partial = partial_path(self.path / RUN_FILE)
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        os.replace(partial, self.path / RUN_FILE)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions that decide a run's figures; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a checkout, with "+changes" if it has uncommitted ones; None for an installed package."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "recipe.py")  # an environment inside somebody's repository is not tracked
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,62 @@
+"""The schedule: which stage a step belongs to, and what changes at a boundary.
+
+The stage is a function of the global step alone, so a resumed run needs nothing but its step count.
+What a boundary changes, and who reads it:
+
+1. data, batch size: the batch plan; text length, image size: the collator;
+2. loss: ``JinaCLIPTrainer.compute_loss``, by the stage that each batch carries;
+3. learning rate: one scheduler over all stages (``optimization.stage_scheduler``);
+4. patch dropout: ``StageCallback``, which also asks for a log line, an evaluation and a model folder at the last step.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from modeling_jina_clip import JinaCLIPModel
+from trainer_ext.losses import clamp_logit_scale_
+from trainer_ext.optimization import stage_at
+from trainer_ext.recipe import Stage
+
+
+def finished_stage(stages: Sequence[Stage], steps_done: int) -> int | None:
+    """Index of the stage whose last step was just done, None in the middle of a stage."""
+    ends = list(accumulate(stage.steps for stage in stages))
+    return ends.index(steps_done) if steps_done in ends else None
+
+
+class StageCallback(TrainerCallback):
+    """Keeps the model in step with the schedule, and asks the trainer for what belongs to a stage's end."""
+
+    def __init__(self, stages: Sequence[Stage], own_patch_dropout: float) -> None:
+        self.stages = stages
+        self.own_patch_dropout = own_patch_dropout
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
+    ) -> None:
+        """Patch dropout of the step's stage; one that says nothing has the model's own."""
+        dropout = self.stages[stage_at(self.stages, state.global_step)[0]].patch_dropout
+        model.vision_model.set_patch_dropout(self.own_patch_dropout if dropout is None else dropout)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
+    ) -> None:
+        """Clamp the trained temperature after each update."""
+        clamp_logit_scale_(model.logit_scale)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
+    ) -> None:
+        """At a stage's end: evaluate and keep the model, as itself again. There and before each checkpoint: log.
+
+        Running means are not saved, so a checkpoint must find them empty for a resumed run to log the same values.
+        """
+        if finished_stage(self.stages, state.global_step) is not None:
+            model.vision_model.set_patch_dropout(self.own_patch_dropout)
+            control.should_evaluate = True
+            control.should_log = True
+        if control.should_save:
+            control.should_log = True

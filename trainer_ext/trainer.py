@@ -1,0 +1,244 @@
+"""``JinaCLIPTrainer``: ``transformers.Trainer`` for joint contrastive training in stages.
+
+One optimizer step, one hop a line:
+
+1. the plan names the rows of an image-caption batch and of a text batch (``data_mixing``), the collator makes tensors;
+2. each part is embedded by the wrapped model, in chunks if a gradient cache is asked for (``gradient_cache``);
+3. the embeddings of all processes are gathered and compared; each side has its loss (``objective``);
+4. their weighted sum goes back to ``transformers.Trainer.training_step``;
+5. ``StageCallback`` clamps the temperature and looks after stage boundaries.
+"""
+
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
+from trainer_ext.collator import JointCollator
+from trainer_ext.data_mixing import JointBatchPlan, JointDataset
+from trainer_ext.gradient_cache import Side, cached_embeddings, split_rows
+from trainer_ext.losses import clamped_temperature
+from trainer_ext.objective import JointObjective, embed, encoder_inputs
+from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, stage_scheduler
+from trainer_ext.progress import StageProgressCallback
+from trainer_ext.recipe import Recipe
+from trainer_ext.stages import StageCallback
+
+Evaluate = Callable[[nn.Module, Any], dict[str, float]]
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient is NaN or infinite; the run stops before it reaches a weight."""
+
+
+class JinaCLIPTrainer(Trainer):
+    """Trains a ``JinaCLIPModel`` through all stages of a recipe in one ``train()``.
+
+    Takes the arguments of ``transformers.Trainer``, of which these have a meaning of their own:
+
+    Args:
+        recipe: the stages to run and the sources they draw from.
+        train_dataset: rows of each source, by its name.
+        processing_class: the ``JinaCLIPProcessor`` that makes tensors of rows and is saved with the model.
+        evaluate_fn: called with (model, processor) at each stage's end; its figures are logged as ``eval_NAME``.
+
+    Example::
+
+        recipe = load_recipe("openmoji")
+        trainer = JinaCLIPTrainer(
+            model, training_arguments(recipe, "out"), recipe=recipe, train_dataset=rows, processing_class=processor
+        )
+        trainer.train()
+    """
+
+    # compute_loss returns the mean over a micro-batch; the base class divides by the number of accumulated ones.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args: Any, recipe: Recipe, evaluate_fn: Evaluate | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("data_collator", JointCollator(kwargs["processing_class"], recipe.stages))
+        super().__init__(*args, **kwargs)
+        self.recipe = recipe
+        self.evaluate_fn = evaluate_fn
+        self.args.learning_rate = peak_learning_rate(recipe.stages)
+        self.args.max_steps = sum(stage.steps for stage in recipe.stages)
+        self.objective = JointObjective(self.args.text_temperature, self.args.tile_size, self.args.false_negatives)
+        self._terms: dict[str, Tensor] = {}
+        self._batches = 0
+        self._stage_name = recipe.stages[0].name
+        self.add_callback(StageCallback(recipe.stages, self.model.config.vision_config.patch_dropout))
+        self.add_callback(FiniteGradientsCallback())
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(StageProgressCallback())
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One loader over the whole run, not prepared by accelerate: the plan knows this process's share already."""
+        plan = JointBatchPlan(
+            self.recipe.stages,
+            self.recipe.sources,
+            {name: len(rows) for name, rows in self.train_dataset.items()},
+            seed=self.recipe.seed,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            gradient_accumulation_steps=self.args.gradient_accumulation_steps,
+        )
+        return DataLoader(
+            JointDataset(self.recipe.sources, self.train_dataset, seed=self.recipe.seed),
+            batch_sampler=plan,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the losses of a joint batch, as its own stage defines them."""
+        stage = self.recipe.stages[inputs["stage"]]
+        embeddings = self._embeddings(model, inputs)
+        loss, terms = self.objective(stage, inputs, embeddings)
+        self._note(stage.name, terms)
+        if not torch.isfinite(loss):
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+            raise NonFiniteError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} (stage {stage.name}; {figures}; "
+                f"sources {inputs['sources']}). {_KEPT}"
+            )
+        return (loss, embeddings) if return_outputs else loss
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay by number of dimensions."""
+        return decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Learning rates of all stages, one after the other."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = stage_scheduler(optimizer or self.optimizer, self.recipe.stages)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the stage and the mean of every loss term since the last line."""
+        if "loss" in logs and self._batches:
+            means = torch.stack(list(self._terms.values())) / self._batches
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= dict(zip(self._terms, means.tolist(), strict=True)) | {"stage": self._stage_name}
+            self._terms, self._batches = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Figures of ``evaluate_fn``, measured by the main process and known to all; training takes no notice of it."""
+        figures = [{}]
+        if self.evaluate_fn is not None:
+            with unchanged_randomness():
+                if self.is_world_process_zero():
+                    figures = [self.evaluate_fn(self.model, self.processing_class)]
+                broadcast_object_list(figures)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures[0].items()}
+        if metrics:
+            self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The base class's checkpoint, under another name until it is whole."""
+        run = Path(self.args.output_dir)
+        target = run / f"checkpoint-{self.state.global_step}"
+        staging = partial_path(target)
+        if self.is_world_process_zero():
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.args.output_dir = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(run)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(staging / target.name)
+            publish(staging / target.name, target)
+            staging.rmdir()
+            keep_newest(run, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Model and processor, without the pickle of the arguments, which nobody reads back."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def _embeddings(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """(rows, dim) of each part of a joint batch, and the temperature of the image-text side."""
+        parts = encoder_inputs(inputs)
+        size = self.args.gradient_cache_chunk_size
+        if size is None:
+            temperature = clamped_temperature(self.model.logit_scale)
+            return {name: embed(model, part) for name, part in parts.items()} | {"temperature": temperature}
+        sides = {name: Side(partial(embed, model), split_rows(part, size)) for name, part in parts.items()}
+        sides["temperature"] = Side(lambda _: clamped_temperature(self.model.logit_scale), [None])
+        return cached_embeddings(sides, no_sync=getattr(model, "no_sync", None))
+
+    def _note(self, stage_name: str, terms: Mapping[str, Tensor]) -> None:
+        """Add the terms of one micro-batch to the running sums, on the device."""
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0.0) + value
+        self._batches += 1
+        self._stage_name = stage_name
+
+
+_KEPT = (
+    "No weight was changed by it, and the checkpoints of earlier steps are kept. Try a smaller learning rate, a longer "
+    "warm-up or bf16 instead of fp16, and go on from a stage's folder or a checkpoint"
+)
+
+
+class FiniteGradientsCallback(TrainerCallback):
+    """Stops the run before a NaN gradient reaches the weights; with fp16 the gradient scaler skips such steps."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Check the norm of all gradients."""
+        if args.fp16:
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            names = [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+            raise NonFiniteError(
+                f"gradients are not finite at step {state.global_step + 1} ({len(names)} tensors: "
+                f"{', '.join(names[:3])}). {_KEPT}"
+            )
+
+
+@contextmanager
+def unchanged_randomness() -> Iterator[None]:
+    """Whatever is drawn inside, the generators of Python, numpy and torch go on afterwards as if it had not been."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
