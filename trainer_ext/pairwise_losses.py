@@ -44,8 +44,9 @@ def siglip(
         u, v = unit(queries[pairing.rows], dtype), unit(targets, dtype)
         scale = inverse_temperature(temperature, u)
         total = u.new_zeros(())
-        for start in range(0, len(u), tile_size or max(len(u), 1)):
-            strip = slice(start, min(start + (tile_size or len(u)), len(u)))
+        size = tile_size or max(len(u), 1)
+        for start in range(0, max(len(u), 1), size):  # one strip even of no rows: its graph takes part in the gather
+            strip = slice(start, min(start + size, len(u)))
             arguments = (u[strip], v, scale, bias, pairing, strip)
             if tile_size is None:
                 total = total + _sigmoid_strip(*arguments)
