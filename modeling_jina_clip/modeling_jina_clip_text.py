@@ -60,6 +60,12 @@ def alibi_bias(
     return bias
 
 
+def attention_dtype(states: torch.Tensor) -> torch.dtype:
+    """The type that queries and keys made from ``states`` have: under autocast that of autocast."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -210,10 +216,7 @@ class JinaCLIPTextTransformer(nn.Module):
         bias = None
         if block_rows(batch, self.num_heads, length) >= length:  # small enough to share between the layers
             slopes = alibi_slopes(self.num_heads, hidden_states.device)
-            # Under autocast the scores are in the autocast type, whatever type the norm above returned.
-            device = hidden_states.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-            bias = alibi_bias(slopes, padding, 0, length, length, dtype)
+            bias = alibi_bias(slopes, padding, 0, length, length, attention_dtype(hidden_states))
         for layer in self.encoder.layers:
             hidden_states = layer(hidden_states, bias, padding, **kwargs)
         return hidden_states

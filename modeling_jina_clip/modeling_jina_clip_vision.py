@@ -20,7 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_jina_clip import JinaCLIPVisionConfig
-from .modeling_jina_clip_text import eager_attention_forward
+from .modeling_jina_clip_text import attention_dtype, eager_attention_forward
 from .strict_loading import StrictLoadingMixin
 
 ROPE_THETA = 10000.0
@@ -58,16 +58,25 @@ def rope_tables(
     return table.cos(), table.sin()
 
 
-def rotate_pairs(states: torch.Tensor) -> torch.Tensor:
-    """(x0, x1, x2, x3, ...) to (-x1, x0, -x3, x2, ...) along the last dimension."""
-    first, second = states[..., 0::2], states[..., 1::2]
-    return torch.stack((-second, first), dim=-1).flatten(-2)
+def apply_rope(states: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """Turn every token of (batch, heads, tokens, head_width) by its row of the tables.
+
+    A pair (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin): each element times cos plus its neighbour times a sine
+    whose sign alternates (``signed_sin``), which takes one copy instead of three.
+    """
+    swapped = states.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(states * cos, swapped, signed_sin)
 
 
-def apply_rope(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn every patch token of (batch, heads, 1 + patches, head_width); the class token stays as it is."""
-    cls_token, patches = states[:, :, :1], states[:, :, 1:]
-    return torch.cat([cls_token, patches * cos + rotate_pairs(patches) * sin], dim=2)
+def rope_with_cls(tables: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables of the patches (..., patches, head_width) to those of all tokens for ``apply_rope``.
+
+    The class token gets an angle of zero in front; every first sine of a pair changes its sign.
+    """
+    cos, sin = tables
+    signs = torch.tensor([-1.0, 1.0], device=sin.device).repeat(sin.shape[-1] // 2)
+    cos = F.pad(cos, (0, 0, 1, 0), value=1.0)
+    return cos.to(dtype), F.pad(sin * signs, (0, 0, 1, 0)).to(dtype)
 
 
 def resize_position_embedding(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -132,8 +141,7 @@ class JinaCLIPVisionAttention(nn.Module):
         def heads_first(states: torch.Tensor) -> torch.Tensor:
             return states.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, 1+N, D)
 
-        cos, sin = (table.to(query.dtype) for table in rope)
-        query, key = apply_rope(heads_first(query), cos, sin), apply_rope(heads_first(key), cos, sin)
+        query, key = apply_rope(heads_first(query), *rope), apply_rope(heads_first(key), *rope)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -282,6 +290,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
         tokens = tokens + resize_position_embedding(self.pos_embed, grid)  # (B, 1+N, W)
         if self.training and self.patch_dropout > 0:
             tokens, rope = self._drop_patches(tokens, rope)
+        rope = rope_with_cls(rope, attention_dtype(tokens))
         for block in self.blocks:
             tokens = block(tokens, rope, **kwargs)
         tokens = self.norm(tokens)

@@ -17,7 +17,12 @@ from modeling_jina_clip import (
 )
 from modeling_jina_clip import modeling_jina_clip_text as text_module
 from modeling_jina_clip.modeling_jina_clip_text import alibi_bias, alibi_slopes
-from modeling_jina_clip.modeling_jina_clip_vision import apply_rope, resize_position_embedding, rope_tables
+from modeling_jina_clip.modeling_jina_clip_vision import (
+    apply_rope,
+    resize_position_embedding,
+    rope_tables,
+    rope_with_cls,
+)
 
 TEXT = {"embed_dim": 48, "vocab_size": 99, "hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2}
 VISION = {"embed_dim": 48, "width": 48, "head_width": 8, "layers": 2, "image_size": 32, "patch_size": 8}
@@ -115,7 +120,7 @@ def test_intp_freq_squeezes_any_grid_onto_the_trained_one() -> None:
 def test_rope_is_a_rotation_that_spares_the_class_token() -> None:
     config = JinaCLIPVisionConfig(**VISION)
     states = torch.randn(2, 6, 1 + 12, 8)
-    turned = apply_rope(states, *rope_tables(config, (3, 4)))
+    turned = apply_rope(states, *rope_with_cls(rope_tables(config, (3, 4)), torch.float32))
     assert torch.equal(turned[:, :, 0], states[:, :, 0])
     torch.testing.assert_close(turned.norm(dim=-1), states.norm(dim=-1))
     # A pair (x0, x1) turns as the complex number x0 + i x1: column 1 of row 0, first column frequency is 1.
@@ -154,14 +159,14 @@ def test_patch_dropout_drops_the_same_rows_from_rope() -> None:
     tower(pixels)
     tokens, (cos, sin) = seen[0]
     assert tokens.shape == (2, 1 + 8, 48)
-    full_cos, full_sin = rope_tables(tower.config, (4, 4))
+    full_cos, full_sin = (table[1:] for table in rope_with_cls(rope_tables(tower.config, (4, 4)), torch.float32))
     patches = tower.patch_embed(pixels) + tower.pos_embed[:, 1:]
     for image in range(2):
         for token in range(8):
             source = (patches[image] - tokens[image, 1 + token]).abs().sum(-1).argmin()
             torch.testing.assert_close(patches[image, source], tokens[image, 1 + token])
-            torch.testing.assert_close(full_cos[source], cos[image, 0, token])
-            torch.testing.assert_close(full_sin[source], sin[image, 0, token])
+            torch.testing.assert_close(full_cos[source], cos[image, 0, 1 + token])
+            torch.testing.assert_close(full_sin[source], sin[image, 0, 1 + token])
 
 
 def test_patch_dropout_is_off_in_evaluation_and_settable() -> None:
