@@ -233,6 +233,8 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
                         f" {self._accumulation} accumulated micro-batch(es). Use a multiple of {parts}."
                     )
                 for name in side.sources:
+                    if name not in row_counts:
+                        raise ValueError(f"{place}, but source {name!r} has no rows: load it, and pass its row count.")
                     if row_counts[name] < side.batch_size:
                         raise ValueError(
                             f"{place}, but source {name!r} has only {row_counts[name]} rows, and a batch takes"

@@ -4,9 +4,9 @@
 nearest valid name, before any data is read or any model is built.
 """
 
-import fnmatch
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from pydantic_core import PydanticCustomError
 
 from trainer_ext.recipe_errors import Problem, RecipeError, describe_validation, raise_problems, shorten
+from trainer_ext.recipe_files import beside, expand_sources, finish_sources, with_source_names
 from trainer_ext.recipe_training import refused_fields, split_training, training_fields
 from trainer_ext.recipe_yaml import apply_overrides, read_yaml, split_override
 from trainer_ext.resources import find_resource, nearest
@@ -212,8 +213,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         path_or_name: a YAML file, or the name of a packaged recipe (``configuration/recipes/NAME.yaml``).
         overrides: ``dotted.key=value`` items; list items by position or by name; values are read as YAML.
 
-    Relative locations of sources are taken from the folder of the file they stand in, those in overrides from the
-    working directory. All of them are absolute in the result.
+    Relative paths (sources' locations, source lists, model and tokenizer) are taken from the folder of the file they
+    stand in, those in overrides from the working directory. Locations are absolute in the result.
 
     Raises:
         RecipeError: everything that is wrong with the recipe, one line per problem.
@@ -229,65 +230,22 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     changes = [split_override(item) for item in overrides]
     # A new source list has to be there before it can be expanded; other changes may point into the expanded one.
     lists = [change for change in changes if change[0] == ["sources"]]
-    tree["sources"] = _expand_sources(tree.get("sources", []), path.parent)
+    tree |= {key: beside(tree[key], path.parent) for key in ("model", "tokenizer") if key in tree}
+    tree["sources"] = expand_sources(tree.get("sources", []), path.parent)
     for _, value in lists:
-        tree["sources"] = _expand_sources(value, Path.cwd())
+        tree["sources"] = expand_sources(value, Path.cwd())
     apply_overrides(tree, [change for change in changes if change[0] != ["sources"]])
-    _finish_sources(tree)
+    finish_sources(tree, SIDES)
     training, problems = split_training(tree, set(Recipe.model_fields))
     try:
         recipe = Recipe.model_validate({**tree, "training": training})
     except ValidationError as error:
         problems += describe_validation(error, Recipe, training_fields().keys() - refused_fields().keys(), {"training"})
-        raise_problems(str(path), problems)
+        raise_problems(str(path), with_source_names(problems, tree))
     raise_problems(str(path), problems)
-    if "/" not in recipe.model:  # neither a path nor a Hub id: it can only be a preset
+    if recipe.model.endswith(".json") or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", recipe.model):  # not a Hub name
         find_resource("models", recipe.model)
     return recipe
-
-
-def _expand_sources(items: Any, folder: Path) -> Any:
-    """Replace names of source lists by their items; make locations absolute. What is not a list is judged later."""
-    if not isinstance(items, list):
-        return items
-    expanded: list[Any] = []
-    for item in items:
-        if isinstance(item, str):
-            beside = folder / item
-            path = beside if beside.is_file() else find_resource("sources", item)
-            content = read_yaml(path)
-            if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-                raise RecipeError(f"{path} is not a source list: expected a list of items with name, task, location.")
-            expanded += [_locate(entry, path.parent) for entry in content]
-        else:
-            expanded.append(_locate(item, folder))
-    return expanded
-
-
-def _locate(item: Any, folder: Path) -> Any:
-    """A source item with its location made absolute. Embedded tables are names, not paths."""
-    if not isinstance(item, dict) or item.get("format") == "embedded" or not isinstance(item.get("location"), str):
-        return item
-    return {**item, "location": str(folder.absolute() / Path(item["location"]).expanduser())}
-
-
-def _finish_sources(tree: dict[str, Any]) -> None:
-    """Locations set by overrides become absolute; patterns in the sides' sources become names."""
-    sources = tree["sources"]
-    if not isinstance(sources, list):
-        return
-    tree["sources"] = sources = [_locate(item, Path.cwd()) for item in sources]
-    names = [item["name"] for item in sources if isinstance(item, dict) and isinstance(item.get("name"), str)]
-    for stage in tree["stages"] if isinstance(tree.get("stages"), list) else []:
-        for side in [stage.get(name) for name in SIDES] if isinstance(stage, dict) else []:
-            if isinstance(side, dict) and isinstance(side.get("sources"), list):
-                side["sources"] = [found for item in side["sources"] for found in _matches(item, names)]
-
-
-def _matches(item: Any, names: list[str]) -> list[Any]:
-    if not isinstance(item, str) or "*" not in item:
-        return [item]
-    return fnmatch.filter(names, item) or [item]
 
 
 # --- identity ----------------------------------------------------------------------------------------------------
@@ -302,6 +260,7 @@ _HARMLESS_TRAINING = (
     "hub_",
     "push_to_hub",
     "report_to",
+    "disable_tqdm",
     "run_name",
 )
 _HARMLESS = ("name", "evaluation")
