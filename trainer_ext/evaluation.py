@@ -228,9 +228,9 @@ class Embeddings:
 def encode_items(
     encode_text: TextEncoder, encode_image: ImageEncoder, items: Iterable[Item], progress: bool = True
 ) -> Embeddings:
-    """Encode every distinct item once, texts sorted by length so that a batch pads little."""
+    """Encode every distinct item once: texts by length, so that a batch pads little, longest first."""
     distinct = {_key(item): item for item in items}
-    texts = sorted((item for item in distinct.values() if isinstance(item, str)), key=len)
+    texts = sorted((item for item in distinct.values() if isinstance(item, str)), key=len, reverse=True)
     images = [item for item in distinct.values() if not isinstance(item, str)]
     vectors: dict[str | int, np.ndarray] = {}
     with tqdm(total=len(distinct), desc="evaluating", unit="item", leave=False, disable=not progress) as bar:

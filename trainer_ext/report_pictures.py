@@ -69,7 +69,7 @@ def _panel(axes: "Axes", task: str, curves: list[Curve], stages: list[str], styl
     axes.set_title(task, fontsize="medium")
     axes.set_xticks(range(len(stages)), [textwrap.fill(name, 10) for name in stages], fontsize="small")
     axes.set_xlim(-0.3, max(len(stages), 1) - 0.7)
-    axes.set_ylim(0, 102)
+    axes.set_ylim(-3, 103)
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small", framealpha=0.7, loc="best")
 
