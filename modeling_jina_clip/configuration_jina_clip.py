@@ -11,8 +11,38 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PretrainedConfig
 
 # What `hf_model_config_kwargs` may hold besides architecture fields: switches of the original runtime that choose a
-# kernel, not a result.
-_RUNTIME_SWITCHES = frozenset({"use_flash_attn", "fused_bias_fc", "fused_mlp", "use_xentropy", "trust_remote_code"})
+# kernel or a way of loading, not a result.
+_RUNTIME_SWITCHES = frozenset(
+    {
+        "fused_bias_fc",
+        "fused_mlp",
+        "load_trained_adapters",
+        "lora_dropout_p",
+        "lora_main_params_trainable",
+        "trust_remote_code",
+        "use_flash_attn",
+        "use_xentropy",
+    }
+)
+
+# Sizes of the text repositories that published configs point to; those of jina-clip-v1 are the fields' defaults.
+_XLM_ROBERTA = {
+    "vocab_size": 250002,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "mlp_type": "mlp",
+    "position_embedding_type": "rotary",
+    "max_position_embeddings": 8194,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+}
+_TEXT_REPOSITORIES: dict[str | None, dict[str, Any]] = {
+    "jinaai/jina-embeddings-v3": _XLM_ROBERTA,
+    "jinaai/xlm-roberta-flash-implementation": _XLM_ROBERTA,
+}
 
 
 def _unknown_value(owner: str, field: str, value: Any, allowed: str) -> ValueError:
@@ -21,7 +51,7 @@ def _unknown_value(owner: str, field: str, value: Any, allowed: str) -> ValueErr
 
 @strict
 class JinaCLIPTextConfig(PretrainedConfig):
-    """Configuration of the JinaBERT text tower (defaults: jina-clip-v1, arXiv 2405.20204, section 3).
+    """Configuration of the text tower (defaults: JinaBERT as in jina-clip-v1, arXiv 2405.20204, section 3).
 
     The output is ``embed_dim`` wide. There is no projection in the published model, so ``embed_dim == hidden_size``
     unless ``proj_type="linear"``.
@@ -55,13 +85,22 @@ class JinaCLIPTextConfig(PretrainedConfig):
     proj_type: str | None = None
     proj_bias: bool = False
     pad_token_id: int | None = 0
+    rotary_emb_base: float | int = 20000.0
+    lora_adaptations: list[str] | None = None
+    lora_rank: int = 4
+    lora_alpha: float | int = 1
+    default_lora_task: str | None = None
+    default_instruction_task: str | None = None
+    task_instructions: dict | None = None
     hf_model_name_or_path: str | None = None
     hf_model_config_kwargs: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        published = self.hf_model_config_kwargs is not None  # a file saved by this code has plain fields instead
+        repository = _TEXT_REPOSITORIES.get(self.hf_model_name_or_path, {}) if published else {}
         if self.pad_token_id is None:  # the published file says null: the id is the text repository's
             self.pad_token_id = 0
-        for key, value in (self.hf_model_config_kwargs or {}).items():
+        for key, value in (repository | (self.hf_model_config_kwargs or {})).items():
             if key in type(self).__dataclass_fields__:
                 setattr(self, key, value)
             elif key not in _RUNTIME_SWITCHES:
@@ -74,11 +113,16 @@ class JinaCLIPTextConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
         self._check()
 
+    @property
+    def lora_task_index(self) -> int | None:
+        """Which adapter acts on every text, None for none. The published code never uses another than the default."""
+        return self.lora_adaptations.index(self.default_lora_task) if self.default_lora_task else None
+
     def _check(self) -> None:
         for field, allowed in (
             ("hidden_act", ("gelu",)),
-            ("mlp_type", ("glu",)),
-            ("position_embedding_type", ("alibi",)),
+            ("mlp_type", ("glu", "mlp")),
+            ("position_embedding_type", ("alibi", "rotary")),
             ("pooler_type", ("mean_pooler", None)),
             ("proj_type", (None, "linear")),
         ):
@@ -86,6 +130,15 @@ class JinaCLIPTextConfig(PretrainedConfig):
                 raise _unknown_value(
                     "text_config", field, getattr(self, field), " or ".join(f"{value!r}" for value in allowed)
                 )
+        for field, known in (
+            ("default_lora_task", self.lora_adaptations or []),
+            ("default_instruction_task", list(self.task_instructions or {})),
+        ):
+            task = getattr(self, field)
+            if task is not None and task not in known:
+                raise _unknown_value("text_config", field, task, f"null or one of {known}")
+        if self.lora_adaptations and self.mlp_type == "glu":
+            raise _unknown_value("text_config", "lora_adaptations", self.lora_adaptations, "null with mlp_type='glu'")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"text_config.hidden_size={self.hidden_size} is not a multiple of "
@@ -168,9 +221,9 @@ class JinaCLIPVisionConfig(PretrainedConfig):
                 f"vision_config.width={self.width} must be a multiple of head_width={self.head_width}, and head_width "
                 "a multiple of 4 (half of it turns by row, half by column, in pairs)."
             )
-        if self.image_size % self.patch_size:
+        if self.image_size < self.patch_size:  # v2 has 512 / 14: the patches cover 504 px and the rest is cut off
             raise ValueError(
-                f"vision_config.image_size={self.image_size} is not a multiple of patch_size={self.patch_size}."
+                f"vision_config.image_size={self.image_size} is smaller than patch_size={self.patch_size}."
             )
         if not 0.0 <= self.patch_dropout < 1.0:
             raise _unknown_value("vision_config", "patch_dropout", self.patch_dropout, "a value in [0, 1)")

@@ -63,6 +63,7 @@ class EncodingMixin:
         """Vectors of ``sentences``: (n, dim) float32, or (dim,) for a single string. A string is always a text.
 
         Texts run sorted by length in batches of about ``batch_size * 128`` tokens and come back in their order.
+        ``task`` puts that task's instruction before each text where the checkpoint has instructions (v2).
         ``tokenizer_kwargs`` override padding, truncation and ``max_length=512``. ``truncate_dim`` keeps the first
         dimensions, before normalising. Without numpy and tensor conversion a list of tensors is returned.
         """
@@ -70,12 +71,12 @@ class EncodingMixin:
         if not all(isinstance(sentence, str) for sentence in sentences):
             wrong = next(item for item in sentences if not isinstance(item, str))
             raise TypeError(f"encode_text takes strings, got {type(wrong).__name__}: {str(wrong)[:60]!r}")
-        if task is not None:
-            logger.warning_once(f"this checkpoint has no task instructions; task={task!r} is ignored")
+        instruction = self._instruction(task)
         options = {"truncation": True, "max_length": DEFAULT_MAX_LENGTH, **tokenizer_kwargs}
         padding = options.pop("padding", True)
         tokenizer = self.processor.tokenizer
-        rows = tokenizer(list(sentences), return_token_type_ids=False, **options)["input_ids"] if sentences else []
+        prompted = [instruction + sentence for sentence in sentences]
+        rows = tokenizer(prompted, return_token_type_ids=False, **options)["input_ids"] if sentences else []
 
         def embed(indices: list[int]) -> torch.Tensor:
             batch = tokenizer.pad(
@@ -117,6 +118,20 @@ class EncodingMixin:
         embeddings = self._encode(batches, embed, len(images), show_progress_bar, device)
         embeddings = _finish(embeddings, truncate_dim or self.config.truncate_dim, normalize_embeddings)
         return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
+
+    def _instruction(self, task: str | None) -> str:
+        """What stands before each text: the instruction of ``task`` or of the checkpoint's default task."""
+        config = self.config.text_config
+        instructions = config.task_instructions or {}
+        task = config.default_instruction_task if task is None else task
+        if task is None:
+            return ""
+        if not instructions:  # v1, as the published code does
+            logger.warning_once(f"this checkpoint has no task instructions; task={task!r} is ignored")
+            return ""
+        if task not in instructions:
+            raise ValueError(f"task={task!r} is unknown; this checkpoint has {sorted(instructions)}")
+        return instructions[task]
 
     def _encode(
         self,

@@ -1,8 +1,12 @@
-"""The JinaBERT text tower: token ids in, one pooled vector per text out.
+"""The text tower: token ids in, one pooled vector per text out.
 
-A post-norm BERT without position embeddings. Word order enters through symmetric ALiBi (arXiv 2108.12409, made
-bidirectional as in JinaBERT, arXiv 2310.19923): each head adds ``-slope * |i - j|`` to its attention scores. The
-feed-forward is a gated GELU. Parameter names are those of the published jina-clip-v1 file.
+A post-norm BERT without position embeddings, in two published kinds that share all but what is named here:
+
+- JinaBERT (jina-clip-v1): symmetric ALiBi (arXiv 2108.12409, made bidirectional as in arXiv 2310.19923), where each
+  head adds ``-slope * |i - j|`` to its attention scores, and a gated GELU;
+- Jina-XLM-RoBERTa (jina-clip-v2, arXiv 2412.08802): rotary positions, a plain GELU, and a low-rank task adapter.
+
+Parameter names are those of the published files.
 """
 
 import math
@@ -22,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_jina_clip import JinaCLIPTextConfig
 from .strict_loading import StrictLoadingMixin
+from .text_adapters import AdaptedWeight, embedding_layer, linear_layer
 
 # A bias of (batch, heads, length, length) beyond this many elements is not kept: attention then runs over blocks of
 # query rows, each with its own slice of the bias. 2**25 float32 elements are 128 MiB.
@@ -45,19 +50,57 @@ def alibi_slopes(num_heads: int, device: torch.device | None = None) -> torch.Te
     return torch.tensor([2.0**-exponent for exponent in exponents], device=device)
 
 
-def alibi_bias(
-    slopes: torch.Tensor, padding: torch.Tensor | None, start: int, stop: int, length: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """Rows ``start:stop`` of the additive attention bias, (batch or 1, heads, stop - start, length).
+class TextPositions:
+    """Where the tokens of a batch stand, in the form that attention wants; one object for all layers.
 
-    ``padding`` is a boolean (batch, length), True where a token is real.
+    ALiBi models get ``-slope * distance`` on their scores, rotary ones turn queries and keys by ``rope``; padding is
+    hidden in both. ``whole`` is the additive bias (batch or 1, heads or 1, length, length) when it is small enough to
+    keep; otherwise each layer walks over ``blocks`` of query rows and asks for their ``bias``.
     """
-    positions = torch.arange(length, device=slopes.device)
-    distance = (positions[start:stop, None] - positions[None, :]).abs()
-    bias = (-slopes[:, None, None] * distance).to(dtype)[None]  # (1, H, rows, L)
-    if padding is not None:
-        bias = bias.masked_fill(~padding[:, None, None, :], torch.finfo(dtype).min)  # (B, H, rows, L)
-    return bias
+
+    def __init__(self, config: JinaCLIPTextConfig, padding: torch.Tensor, dtype: torch.dtype) -> None:
+        self.padding, self.dtype = padding, dtype
+        self.batch, self.length = padding.shape
+        self.heads = config.num_attention_heads
+        alibi = config.position_embedding_type == "alibi"
+        self.slopes = alibi_slopes(self.heads, padding.device) if alibi else None
+        self.rope = None if alibi else text_rope(config, self.length, padding.device, dtype)
+        rows = MAX_BIAS_ELEMENTS // max(1, self.batch * self.heads * self.length)
+        self.block_rows = max(1, min(self.length, rows))
+        self.whole = self.bias(slice(0, self.length)) if self.block_rows == self.length else None
+
+    def blocks(self) -> list[slice]:
+        """Query rows, as many at a time as ``MAX_BIAS_ELEMENTS`` allows."""
+        return [
+            slice(start, min(start + self.block_rows, self.length)) for start in range(0, self.length, self.block_rows)
+        ]
+
+    def bias(self, rows: slice) -> torch.Tensor:
+        """Additive bias of some query rows: (batch, heads or 1, rows, length)."""
+        hidden = ~self.padding[:, None, None, :]  # (B, 1, 1, L)
+        lowest = torch.finfo(self.dtype).min
+        if self.slopes is None:
+            return torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device).masked_fill(hidden, lowest)
+        places = torch.arange(self.length, device=self.slopes.device)
+        distance = (places[rows, None] - places[None, :]).abs()
+        bias = (-self.slopes[:, None, None] * distance).to(self.dtype)  # (H, rows, L)
+        return bias[None].masked_fill(hidden, lowest)
+
+
+def text_rope(
+    config: JinaCLIPTextConfig, length: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of one-dimensional rotary positions (arXiv 2104.09864), each (length, head_dim / 2)."""
+    half = config.hidden_size // config.num_attention_heads // 2
+    frequencies = config.rotary_emb_base ** -(torch.arange(half, dtype=torch.float32, device=device) / half)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def turn_halves(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn (batch, heads, length, head_dim): element i of the first half pairs with element i of the second."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def attention_dtype(states: torch.Tensor) -> torch.dtype:
@@ -90,11 +133,14 @@ class JinaCLIPTextEmbeddings(nn.Module):
 
     def __init__(self, config: JinaCLIPTextConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = embedding_layer(
+            config, config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
+        self.token_type_embeddings = embedding_layer(config, config.type_vocab_size, config.hidden_size)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]  # (B, L, W)
+        token_type = torch.zeros(1, dtype=torch.long, device=input_ids.device)
+        return self.word_embeddings(input_ids) + self.token_type_embeddings(token_type)  # (B, L, W)
 
 
 class JinaCLIPTextAttention(nn.Module):
@@ -108,52 +154,34 @@ class JinaCLIPTextAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False  # without it, sdpa turns causal whenever the mask is None
-        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.Wqkv = linear_layer(config, config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = linear_layer(config, config.hidden_size, config.hidden_size)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        bias: torch.Tensor | None,
-        padding: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, hidden_states: torch.Tensor, positions: "TextPositions", **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, length, width = hidden_states.shape
         qkv = self.Wqkv(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, L, D)
+        if positions.rope is not None:
+            query, key = turn_halves(query, *positions.rope), turn_halves(key, *positions.rope)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        dropout = self.attention_dropout if self.training else 0.0
-
-        def attend_rows(start: int, stop: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return attend(
-                self, query[:, :, start:stop], key, value, rows, dropout=dropout, scaling=self.scaling, **kwargs
-            )
-
-        if bias is not None:
-            context, weights = attend_rows(0, length, bias)
+        options = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
+        if positions.whole is not None:
+            context, weights = attend(self, query, key, value, positions.whole, **options)  # (B, L, H, D)
         else:
-            slopes, step = alibi_slopes(self.num_heads, query.device), block_rows(batch, self.num_heads, length)
-            context = torch.cat(
-                [
-                    attend_rows(start, stop, alibi_bias(slopes, padding, start, stop, length, query.dtype))[0]
-                    for start in range(0, length, step)
-                    for stop in [min(start + step, length)]
-                ],
-                dim=1,
-            )
-            weights = None
+            blocks = [
+                attend(self, query[:, :, rows], key, value, positions.bias(rows), **options)[0]
+                for rows in positions.blocks()
+            ]
+            context, weights = torch.cat(blocks, dim=1), None
         return self.out_proj(context.reshape(batch, length, width)), weights
 
 
-def block_rows(batch: int, heads: int, length: int) -> int:
-    """How many query rows one block of the bias may hold under ``MAX_BIAS_ELEMENTS``; at least 1, at most length."""
-    return max(1, min(length, MAX_BIAS_ELEMENTS // max(1, batch * heads * length)))
-
-
-class JinaCLIPTextMLP(nn.Module):
-    """Gated GELU: the first half of ``gated_layers`` passes the GELU and gates the second half."""
+class JinaCLIPTextGatedMLP(nn.Module):
+    """Gated GELU: the first half of ``gated_layers`` passes the GELU and gates the second half (JinaBERT)."""
 
     def __init__(self, config: JinaCLIPTextConfig):
         super().__init__()
@@ -166,6 +194,18 @@ class JinaCLIPTextMLP(nn.Module):
         return self.wo(self.dropout(F.gelu(gate) * up))
 
 
+class JinaCLIPTextMLP(nn.Module):
+    """Two layers with a GELU between (Jina-XLM-RoBERTa)."""
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__()
+        self.fc1 = linear_layer(config, config.hidden_size, config.intermediate_size)
+        self.fc2 = linear_layer(config, config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(hidden_states)))
+
+
 class JinaCLIPTextLayer(GradientCheckpointingLayer):
     """Post-norm transformer layer."""
 
@@ -173,18 +213,14 @@ class JinaCLIPTextLayer(GradientCheckpointingLayer):
         super().__init__()
         self.mixer = JinaCLIPTextAttention(config)
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = JinaCLIPTextMLP(config)
+        self.mlp = JinaCLIPTextGatedMLP(config) if config.mlp_type == "glu" else JinaCLIPTextMLP(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        bias: torch.Tensor | None,
-        padding: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, hidden_states: torch.Tensor, positions: TextPositions, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        attended, _ = self.mixer(hidden_states, bias, padding, **kwargs)
+        attended, _ = self.mixer(hidden_states, positions, **kwargs)
         hidden_states = self.norm1(hidden_states + self.dropout(attended))
         return self.norm2(hidden_states + self.dropout(self.mlp(hidden_states)))
 
@@ -202,24 +238,28 @@ class JinaCLIPTextTransformer(nn.Module):
 
     def __init__(self, config: JinaCLIPTextConfig):
         super().__init__()
-        self.num_heads = config.num_attention_heads
+        self.config = config
         self.embeddings = JinaCLIPTextEmbeddings(config)
         self.emb_ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.emb_drop = nn.Dropout(config.hidden_dropout_prob)
         self.encoder = JinaCLIPTextEncoder(config)
 
     def forward(
-        self, input_ids: torch.Tensor, padding: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+        self, input_ids: torch.Tensor, padding: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        batch, length = input_ids.shape
         hidden_states = self.emb_drop(self.emb_ln(self.embeddings(input_ids)))  # (B, L, W)
-        bias = None
-        if block_rows(batch, self.num_heads, length) >= length:  # small enough to share between the layers
-            slopes = alibi_slopes(self.num_heads, hidden_states.device)
-            bias = alibi_bias(slopes, padding, 0, length, length, attention_dtype(hidden_states))
+        positions = TextPositions(self.config, padding, attention_dtype(hidden_states))
         for layer in self.encoder.layers:
-            hidden_states = layer(hidden_states, bias, padding, **kwargs)
+            hidden_states = layer(hidden_states, positions, **kwargs)
         return hidden_states
+
+
+class JinaCLIPTextRoberta(nn.Module):
+    """The same transformer one level deeper, where the published v2 file keeps its text tower."""
+
+    def __init__(self, config: JinaCLIPTextConfig):
+        super().__init__()
+        self.roberta = JinaCLIPTextTransformer(config)
 
 
 class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
@@ -248,6 +288,10 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=std)
+        elif isinstance(module, AdaptedWeight):
+            init.normal_(module.original, std=std)
+            for factor in module.get_submodule("0").parameters():
+                init.zeros_(factor)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -267,7 +311,8 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
 
     def __init__(self, config: JinaCLIPTextConfig):
         super().__init__(config)
-        self.transformer = JinaCLIPTextTransformer(config)
+        rotary = config.position_embedding_type == "rotary"
+        self.transformer = JinaCLIPTextRoberta(config) if rotary else JinaCLIPTextTransformer(config)
         self.proj = (
             nn.Linear(config.hidden_size, config.embed_dim, bias=config.proj_bias)
             if config.proj_type == "linear"
@@ -275,11 +320,16 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
         )
         self.post_init()
 
+    @property
+    def backbone(self) -> JinaCLIPTextTransformer:
+        """The transformer itself, wherever the published naming puts it."""
+        return getattr(self.transformer, "roberta", self.transformer)
+
     def get_input_embeddings(self) -> nn.Module:
-        return self.transformer.embeddings.word_embeddings
+        return self.backbone.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.transformer.embeddings.word_embeddings = value
+        self.backbone.embeddings.word_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -295,7 +345,7 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
         ``pad_token_id`` counts, as in the published code. ``pooler_output`` is (batch, embed_dim), not normalised.
         """
         padding = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask != 0
-        hidden_states = self.transformer(input_ids, padding, **kwargs)  # (B, L, W)
+        hidden_states = self.backbone(input_ids, padding, **kwargs)  # (B, L, W)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states, pooler_output=self.proj(mean_pool(hidden_states, padding))
         )

@@ -256,8 +256,9 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
 
     def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         height, width = pixel_values.shape[-2:]
-        patch = self.config.patch_size
-        if height % patch or width % patch or not height or not width:
+        patch, trained = self.config.patch_size, self.config.image_size
+        # The trained size may leave a rest (v2: 512 = 36 * 14 + 8), which the convolution cuts off.
+        if any(side < patch or (side % patch and side != trained) for side in (height, width)):
             raise ValueError(
                 f"pixel_values of {height} x {width} px cannot be cut into {patch} px patches; resize the images to a "
                 f"multiple of {patch} (the image processor's size)."

@@ -16,7 +16,7 @@ from modeling_jina_clip import (
     JinaCLIPVisionModel,
 )
 from modeling_jina_clip import modeling_jina_clip_text as text_module
-from modeling_jina_clip.modeling_jina_clip_text import alibi_bias, alibi_slopes
+from modeling_jina_clip.modeling_jina_clip_text import TextPositions, alibi_slopes
 from modeling_jina_clip.modeling_jina_clip_vision import (
     apply_rope,
     resize_position_embedding,
@@ -46,7 +46,8 @@ def test_alibi_slopes_of_twelve_heads_interleave() -> None:
 
 def test_alibi_bias_is_symmetric_and_hides_padding() -> None:
     padding = torch.tensor([[True, True, True], [True, True, False]])
-    bias = alibi_bias(alibi_slopes(2), padding, 0, 3, 3, torch.float32)
+    config = JinaCLIPTextConfig(embed_dim=8, hidden_size=8, num_attention_heads=2)
+    bias = TextPositions(config, padding, torch.float32).whole
     assert bias.shape == (2, 2, 3, 3)
     assert torch.equal(bias[0], bias[0].transpose(-1, -2))
     assert bias[0, 0, 0].tolist() == [0.0, -0.0625, -0.125]
