@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 
 OUR_PACKAGES = ("modeling_jina_clip", "trainer_ext", "hub_upload")
 MANIFEST, STAMP, FORMAT = "manifest.json", ".verified.json", "jina-clip-hub-folder/1"
-HUB_FILE = ".gitattributes"  # the Hub adds it by itself
+HUB_FILE, HUB_CACHE = ".gitattributes", ".cache/huggingface/"  # added by the Hub, and by its client when downloading
 PLACEHOLDER = "your-name/your-model"  # stands in the card until `push` knows the repository
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -59,6 +60,8 @@ def folder_files(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if f"{name}/".startswith(HUB_CACHE):
+            continue
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise HubFolderError(f"{name} in {folder} is not a plain file; replace it by a copy of what it points to")
         if path.is_file() and name not in (MANIFEST, STAMP, HUB_FILE):
@@ -400,7 +403,7 @@ def verify(out: str | Path, *, python: str | Path = sys.executable) -> list[str]
         python: the interpreter to load it with, for instance one with older libraries.
 
     Returns:
-        What is wrong, one line each; an empty list when all is well. Only then the folder is stamped for ``push``.
+        What is wrong; an empty list when all is well. Only then the folder is stamped for ``push``.
     """
     out = Path(out).resolve()
     (out / STAMP).unlink(missing_ok=True)
@@ -411,8 +414,9 @@ def verify(out: str | Path, *, python: str | Path = sys.executable) -> list[str]
     if not any(checks.values()):
         checks |= _check_embeddings(out, str(python))
     for name, problems in checks.items():
-        print(f"  {'FAILED' if problems else 'ok':6}  {name}", *(f"          {line}" for line in problems), sep="\n")
-    failures = [line for problems in checks.values() for line in problems]
+        print(f"  {'FAILED' if problems else 'ok':6}  {name}")
+        print(*(textwrap.indent(problem, " " * 10) + "\n" for problem in problems), sep="", end="")
+    failures = [problem for problems in checks.values() for problem in problems]
     if not failures:
         _write_json(out / STAMP, {"manifest": file_hash(out / MANIFEST)})
     return failures
@@ -451,7 +455,8 @@ def _compare_elsewhere(out: Path, expected: dict[str, Any], python: str) -> dict
         environment = kept | settings | {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
         run = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
         if run.returncode:
-            return {"loads in a fresh interpreter": ["it does not:", *run.stderr.strip().splitlines()[-12:]]}
+            tail = "\n".join(run.stderr.strip().splitlines()[-12:])
+            return {"loads in a fresh interpreter": [f"{python} exited with {run.returncode}:\n{tail}"]}
         facts = _read_json(work / "facts.json")
         with np.load(work / "arrays.npz", allow_pickle=False) as stored:
             found = dict(stored)
@@ -494,8 +499,8 @@ def probe_inputs() -> tuple[list[str], list[Any]]:
     return ["a red circle", "Vier grüne Quadrate, 四", "photo.jpg", "https://127.0.0.1:9/cat.png", "word " * 40], images
 
 
-def isolate() -> None:
-    """From here on, importing our packages and connecting to a network raise: success proves that neither is needed.
+def block_our_packages() -> None:
+    """From here on, importing our packages raises: what still loads does not need them.
 
     Cutting the import path would not do: an editable installation is found by other means.
     """
@@ -506,17 +511,23 @@ def isolate() -> None:
             if name.partition(".")[0] in OUR_PACKAGES:
                 raise ModuleNotFoundError(f"{name} is blocked: the folder has to load without it", name=name)
 
+    sys.meta_path.insert(0, Blocked())
+
+
+def block_network() -> None:
+    """From here on, connecting to anything raises, for as long as the interpreter lives."""
+
     def guard(event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("socket.connect", "socket.getaddrinfo"):
             raise PermissionError(f"loading reached for the network: {event} {arguments}")
 
-    sys.meta_path.insert(0, Blocked())
     sys.addaudithook(guard)
 
 
 def probe(folder: Path, reply: Path) -> None:
     """What ``verify`` runs in the fresh interpreter: load ``folder`` by every public way, and write what came out."""
-    isolate()
+    block_our_packages()
+    block_network()
     import numpy as np
     import torch
     from sentence_transformers import SentenceTransformer
@@ -618,9 +629,11 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
     except HubFolderError:
         raise
     except Exception as error:
-        reasons = [str(reason).strip().partition("\n")[0] for reason in (error, error.__cause__) if reason]
+        # A failed upload wraps the Hub's own answer, which says most.
+        answers = [getattr(reason, "server_message", None) for reason in (error, error.__cause__)]
+        reason = " ".join(filter(None, [str(error).strip().partition("\n")[0], *answers]))
         raise HubFolderError(
-            f"{repo_id}: {' '.join(reasons)}; sign in with `hf auth login` if access was refused, else push again "
+            f"{repo_id}: {reason}; sign in with `hf auth login` if access was refused, else push again "
             "(weights that arrived are not sent twice)"
         ) from error
 

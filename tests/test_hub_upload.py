@@ -3,10 +3,14 @@
 import json
 import os
 import pickle
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,38 +22,21 @@ from safetensors.torch import load_file, save_file
 import hub_upload
 from hub_upload import HubFolderError, build, main, manifest_differences, read_manifest, verify
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
+from trainer_ext.recipe import load_recipe
+from trainer_ext.report import Report
+from trainer_ext.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 # Put together here, so that no scanner takes this file for a leak.
 TOKEN = "hf_" + "Abcdefgh1234" * 3
 
-METRICS = {
-    "format": 1,
-    "sizes": {"concepts_short text to image": 300},
-    "rows": [
-        {"name": "before training", "kind": "stage", "metrics": {"concepts_short/t2i_r5": 0.031, "words/ndcg10": 0.12}},
-        {"name": "chance", "kind": "reference", "metrics": {"concepts_short/t2i_r5": 0.029}},
-        {"name": "triplets", "kind": "stage", "metrics": {"concepts_short/t2i_r5": 0.314, "words/ndcg10": 0.42}},
-    ],
-}
-RUN = {
-    "recipe": {
-        "name": "toy",
-        "seed": 7,
-        "stages": [
-            {
-                "name": "pairs",
-                "steps": 282,
-                "learning_rate": 0.001,
-                "max_length": 77,
-                "image_text": {"sources": ["emoji"], "batch_size": 128},
-                "text": None,
-            }
-        ],
-    },
-    "command": ["trainer", "--output_dir", "/home/somebody/secret-project"],
-    "commit": "0123abc",
-}
+
+def run_record() -> dict[str, Any]:
+    """`run.json` of a run of the demo's recipe, started in a place nobody needs to know."""
+    recipe = load_recipe("openmoji")
+    with tempfile.TemporaryDirectory() as place:
+        RunFolder(Path(place) / "run").claim(recipe, ["trainer", "--output_dir", "/home/somebody/secret-project"])
+        return json.loads((Path(place) / "run" / "run.json").read_text())
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +44,12 @@ def checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run as the trainer leaves it: the golden model, its measurements, and files nobody should publish."""
     folder = tmp_path_factory.mktemp("run") / "run"
     shutil.copytree(golden / "tiny_model", folder)
-    (folder / "metrics.json").write_text(json.dumps(METRICS))
-    (folder / "run.json").write_text(json.dumps(RUN))
+    report = Report(folder)
+    report.add("before training", {"concepts_short/t2i_r5": 0.031, "words/ndcg10": 0.12})
+    report.add("chance", {"concepts_short/t2i_r5": 0.029}, kind="reference")
+    report.add("triplets", {"concepts_short/t2i_r5": 0.314, "words/ndcg10": 0.42})
+    report.save()
+    (folder / "run.json").write_text(json.dumps(run_record()))
     (folder / "optimizer.pt").write_bytes(pickle.dumps({"not": "for the Hub"}))
     return folder
 
@@ -113,8 +104,10 @@ def test_card_shows_the_measured_table(built: Path) -> None:
     assert "| task | metric | chance | before training | triplets |" in card.text
     assert "| concepts short | text to image recall@5 | 2.9 | 3.1 | 31.4 |" in card.text
     assert "| words | ndcg@10 | - | 12.0 | 42.0 |" in card.text
-    assert "| pairs | 282 | 0.001 | 77 | 128 | - | emoji |" in card.text
-    assert "Recipe `toy`, seed 7, commit `0123abc`" in card.text
+    for stage in load_recipe("openmoji").stages:
+        row = f"| {stage.name} | {stage.steps} | {stage.learning_rate} | {stage.max_length} | "
+        assert f"{row}{stage.image_text.batch_size} | {stage.text.batch_size} | " in card.text
+    assert "Recipe `openmoji`, seed " in card.text
     found = {(r.dataset_name, r.metric_type, r.metric_name, r.metric_value) for r in card.data.eval_results}
     assert found == {
         ("concepts short", "recall_at_5", "text to image recall@5", 0.314),
@@ -178,7 +171,7 @@ def spoil_weights(folder: Path, value: float) -> None:
         (lambda f: spoil_weights(f, float("nan")), r"not finite \(logit_scale\)"),
         (lambda f: (f / "metrics.json").write_text('{"rows": 3}'), "not the trainer's"),
         (lambda f: (f / "run.json").write_text("{"), "not the trainer's"),
-        (lambda f: (f / "metrics.json").write_text(json.dumps({**METRICS, "note": TOKEN})), "metrics.json.*secret"),
+        (lambda f: (f / "metrics.json").write_text(json.dumps({"rows": [], "note": TOKEN})), "metrics.json.*secret"),
     ],
     ids=["pickle", "no config", "no processor", "torn weights", "nan", "metrics", "run", "token"],
 )
@@ -294,7 +287,7 @@ def test_other_vectors_elsewhere_are_a_failure(
     assert failures == ["SentenceTransformer/mixed differ by 2.0e-05, allowed are 1e-05", "builtins was used"]
     assert not (folder / hub_upload.STAMP).exists()
     python.write_text("#!/bin/sh\necho 'ImportError: too old' >&2\nexit 1\n")
-    assert verify(folder, python=python) == ["it does not:", "ImportError: too old"]
+    assert verify(folder, python=python) == [f"{python} exited with 1:\nImportError: too old"]
 
 
 def write_answer(place: Path, folder: Path, error: float) -> Path:
@@ -325,7 +318,8 @@ def test_isolation_bites() -> None:
 import socket, sys
 sys.path.insert(0, {str(ROOT)!r})
 import hub_upload
-hub_upload.isolate()
+hub_upload.block_our_packages()
+hub_upload.block_network()
 del sys.modules["hub_upload"]
 attempts = [lambda name=name: __import__(name) for name in ("modeling_jina_clip", "trainer_ext", "hub_upload")]
 for attempt in [*attempts, lambda: socket.create_connection(("127.0.0.1", 9)), lambda: __import__("wave")]:
@@ -337,3 +331,16 @@ for attempt in [*attempts, lambda: socket.create_connection(("127.0.0.1", 9)), l
 """
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["ModuleNotFoundError"] * 3 + ["PermissionError", "went through"]
+
+
+def test_documented_commands_are_valid() -> None:
+    """Every command shown in the guide and in the module's first lines is one the command line accepts."""
+    shown = (ROOT / "docs" / "publishing.md").read_text() + (hub_upload.__doc__ or "")
+    commands = re.findall(r"^ *python hub_upload\.py (.+?)(?: +#.*)?$", shown, re.MULTILINE)
+    assert {command.split()[0] for command in commands} == {"build", "verify", "push"}
+    for command in commands:
+        hub_upload.parser().parse_args(shlex.split(command))
+    options = {flag for command in commands for flag in re.findall(r"--\w+", command)}
+    assert options == set(re.findall(r'"(--\w+)"', (ROOT / "hub_upload.py").read_text())) | {
+        "--private", "--create_pr", "--dry_run", "--force",
+    }  # fmt: skip
