@@ -16,7 +16,6 @@ class JointCollator:
     Args:
         processor: has ``tokenizer`` and ``image_processor``, both called as in transformers.
         stages: the recipe's stages; the rows' keys say which one a batch belongs to.
-        pad_to_multiple_of: pad texts to a multiple of this many tokens (8 suits tensor cores), None: to the longest.
 
     Returns (by a call):
         ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
@@ -31,10 +30,9 @@ class JointCollator:
         the same source). They show which candidates of a batch are no true negatives.
     """
 
-    def __init__(self, processor: Any, stages: Sequence[Stage], pad_to_multiple_of: int | None = None) -> None:
+    def __init__(self, processor: Any, stages: Sequence[Stage]) -> None:
         self._processor = processor
         self._stages = list(stages)
-        self._pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         number = rows[0]["key"].stage
@@ -74,7 +72,6 @@ class JointCollator:
             padding=True,
             truncation=True,
             max_length=stage.max_length,
-            pad_to_multiple_of=self._pad_to_multiple_of,
             return_token_type_ids=False,
             return_tensors="pt",
         )

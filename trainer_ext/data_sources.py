@@ -68,10 +68,10 @@ def load_source(source: Source) -> Dataset:
         DataError: no such file, no such column, a wrong type, or a row that cannot be used.
     """
     files = source_files(source)
-    dataset = _read(source, files)
-    if len(dataset) == 0:
+    builder = _prepared(source, files)
+    if not _row_count(builder):
         raise DataError(f"Source {source.name!r}: {_listed(files)} holds no rows. Fill it or take the source out.")
-    dataset = _our_columns(source, dataset)
+    dataset = _our_columns(source, builder.as_dataset(split="train"))
     if "image" in dataset.column_names:
         dataset = _as_images(source, dataset, files)
     fault = first_fault(dataset.data, dataset.column_names)
@@ -148,6 +148,8 @@ def source_files(source: Source) -> list[Path]:
                 f"Source {source.name!r}: {path} does not end in {' or '.join(suffixes)}, as format {source.format}"
                 " needs. Set format to what the file is."
             )
+        if path.stat().st_size == 0:
+            raise DataError(f"Source {source.name!r}: {path} is an empty file. Fill it or remove it.")
     return sorted(found)
 
 
@@ -185,14 +187,15 @@ def locate_row(source: Source, row: int) -> str:
     """``FILE, row N`` for a row of a loaded source, N counted from 0 in that file. Reads files: for messages only."""
     files = source_files(source)
     for path in files[:-1]:
-        rows = len(_read(source, [path]))
+        rows = _row_count(_prepared(source, [path]))
         if row < rows:
             return f"{path}, row {row}"
         row -= rows
     return f"{files[-1]}, row {row}"
 
 
-def _read(source: Source, files: Sequence[Path]) -> Dataset:
+def _prepared(source: Source, files: Sequence[Path]) -> datasets.DatasetBuilder:
+    """The builder of the files' format, with all rows in the cache of ``datasets``."""
     builder_class, options = _BUILDERS[files[0].suffix.lower()]
     # Names are patterns to ``datasets``; escaped, a bracket in a file name is only a bracket.
     builder = builder_class(data_files={"train": [glob.escape(str(path.absolute())) for path in files]}, **options)
@@ -203,7 +206,11 @@ def _read(source: Source, files: Sequence[Path]) -> Dataset:
         raise DataError(
             f"Source {source.name!r}: {_listed(files)} cannot be read as {source.format}: {detail}"
         ) from error
-    return builder.as_dataset(split="train")
+    return builder
+
+
+def _row_count(builder: datasets.DatasetBuilder) -> int:
+    return builder.info.splits["train"].num_examples
 
 
 def _listed(files: Sequence[Path]) -> str:

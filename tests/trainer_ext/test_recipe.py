@@ -256,11 +256,11 @@ def test_mistakes_are_named(tmp_path: Path, path: str, value: Any, line: str) ->
     assert any(line in item for item in found), found
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type"]
-    + ["warmup_steps", "output_dir", "data_seed", "remove_unused_columns", "ignore_data_skip", "hub_token", "training"],
-)
+ELSEWHERE = """max_steps num_train_epochs per_device_train_batch_size learning_rate lr_scheduler_type warmup_steps
+    output_dir data_seed remove_unused_columns ignore_data_skip hub_token training"""
+
+
+@pytest.mark.parametrize("key", ELSEWHERE.split())
 def test_arguments_that_a_recipe_says_elsewhere(tmp_path: Path, key: str) -> None:
     (line,) = problems(tmp_path, base() | {key: 1})
     assert line.startswith(f"{key}: cannot be set here (value 1): ")
