@@ -8,13 +8,15 @@ VENV ?= .venv
 RUN ?= outputs/openmoji
 HUB ?= outputs/openmoji-hub
 ARGS ?=
+QUERIES ?= "flag of a country" "a person playing a sport" "an animal" "something to eat"
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # Nothing here needs the Hub: a call that would reach for it fails at once instead of waiting for a network.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-# One line a package instead of pip's full log or of minutes of silence; errors come on stderr as they are.
+# One line a package instead of pip's full log or of minutes of silence; errors come through.
 PIP_PROGRESS := sed -u -n -E 's/^ *(Downloading|Using cached|Processing) +(.*\/)?([^ /]+).*$$/    \3/p; s/^(Installing collected packages).*/    \1 .../p'
+NO_WARNINGS := sed -u '/^WARNING/d'
 
 .PHONY: help demo test test-slow check format clean
 help: ## list the targets
@@ -26,21 +28,26 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  printf 'Python 3.11 or newer is needed; %s is %s. Name another one: make PYTHON=python3.12 ...\n' \
 	    '$(PYTHON)' "$$($(PYTHON) --version 2>&1)" >&2; exit 1; }
-	@test -x $(PY) || { echo '[1/3] making $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { echo '[1/3] making $(VENV)'; $(PYTHON) -m venv $(VENV); }
 	@echo '[2/3] installing torch (the largest package; with CUDA it is some gigabytes)'
-	@$(PY) -m pip install "$$(grep '^torch==' constraints.txt)" -c constraints.txt | $(PIP_PROGRESS)
+	@$(PY) -m pip install "$$(grep '^torch==' constraints.txt)" -c constraints.txt 2> >($(NO_WARNINGS) >&2) | $(PIP_PROGRESS)
 	@echo '[3/3] installing the package, its extras and the tools'
-	@$(PY) -m pip install -e '.[dev]' -c constraints.txt | $(PIP_PROGRESS)
+	@$(PY) -m pip install -e '.[dev]' -c constraints.txt 2> >($(NO_WARNINGS) >&2) | $(PIP_PROGRESS)
 	@touch $@
 
 demo: $(STAMP) ## train a small model on real pictures and texts (3 stages), publish it as a folder, search with it
 	@begin=$$SECONDS; \
-	resume=; if [ -n "$$(ls -A $(RUN) 2>/dev/null)" ]; then resume=--resume; fi; \
+	resume=; if [ -f $(RUN)/run.json ]; then resume=--resume; fi; \
+	echo '--- 1/3 train: preparing the data takes about a minute the first time'; \
 	$(OFFLINE) $(PY) -m trainer_ext configuration/recipes/openmoji.yaml --output_dir $(RUN) $$resume; \
-	echo "trained in $$((SECONDS - begin)) s"; \
+	echo '--- 2/3 build the Hub folder and load it in a fresh interpreter'; \
 	$(OFFLINE) $(PY) hub_upload.py build $(RUN) $(HUB); \
 	$(OFFLINE) $(PY) hub_upload.py verify $(HUB); \
-	echo "make demo took $$((SECONDS - begin)) s"
+	echo '--- 3/3 search held-out pictures with that folder, from another folder and without this package'; \
+	data=$$($(PY) -c 'from trainer_ext.embedded import prepare; print(prepare())'); \
+	(cd $(HUB) && $(OFFLINE) $(abspath $(PY)) -I $(abspath examples/search_images.py) . $(QUERIES) \
+	  --images "$$data/short_captions/test_concepts.parquet" --sheet $(abspath $(RUN))/search.png); \
+	echo "--- done in $$((SECONDS - begin)) s. Look at $(RUN): search.png, the report and its pictures; the model: $(HUB)"
 
 test: $(STAMP) ## the tests and the doctests, without the slow ones and those that need a GPU
 	$(OFFLINE) $(PY) -m pytest -q -m 'not slow and not gpu' $(ARGS)
