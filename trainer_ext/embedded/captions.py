@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .gcide import Sense, text_key
 from .groups import group_words
 from .openmoji import Drawing
+from .text_tables import PairTables
 
 MIN_WORDS = 40
 MAX_WORDS = 80
@@ -29,26 +30,37 @@ class Glossary:
     nouns: dict[str, list[str]]
 
     @classmethod
-    def of(cls, senses: list[Sense], held_out: set[str], headwords: set[str]) -> "Glossary":
-        """The nouns among ``headwords`` (keys of training headwords), without any text of ``held_out``."""
+    def of(cls, senses: list[Sense], pairs: PairTables, words: set[str]) -> "Glossary":
+        """The nouns among ``words`` (headword keys) that are not held out, and whose text no held-out word shares."""
+        unseen = pairs.held_out_headwords
+        keyed = [(text_key(sense.headword), sense) for sense in senses]
+        banned = pairs.held_out_texts | {
+            text_key(text)
+            for word, sense in keyed
+            if word in unseen
+            for text in (sense.definition, shorten(sense.definition))
+        }
         nouns: dict[str, list[str]] = {}
-        for sense in senses:
-            word = text_key(sense.headword)
-            if word not in headwords or not re.search(r"\bn\.", sense.part_of_speech):
-                continue
-            if text_key(sense.definition) in held_out:
-                continue
-            short = shorten(sense.definition)
-            if len(short.split()) > 2 and text_key(short) not in held_out:
-                nouns.setdefault(word, []).append(short)
+        for word, sense in keyed:
+            if word in words and word not in unseen and re.search(r"\bn\.", sense.part_of_speech):
+                short = shorten(sense.definition)
+                if len(short.split()) > 2 and banned.isdisjoint((text_key(sense.definition), text_key(short))):
+                    nouns.setdefault(word, []).append(short)
         return cls(nouns)
 
     def look_up(self, word: str) -> tuple[str, list[str]]:
         """The headword and its definitions, for a word or its plural; no definitions when it is unknown."""
-        for key in (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)):
-            if key in self.nouns:
-                return key, self.nouns[key]
-        return word, []
+        key = next((key for key in _singulars(word) if key in self.nouns), word)
+        return key, self.nouns.get(key, [])
+
+
+def _singulars(word: str) -> tuple[str, ...]:
+    return word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)
+
+
+def vocabulary(drawings: list[Drawing]) -> set[str]:
+    """Keys of all headwords that a caption of these drawings may explain."""
+    return {key for drawing in drawings for word in _candidates(drawing) for key in _singulars(word)}
 
 
 def shorten(definition: str) -> str:
@@ -80,10 +92,10 @@ def _compose(drawing: Drawing, glossary: Glossary, variant: int) -> str:
     if aliases:
         sentences.append(f"It is also called {' or '.join(aliases[:3])}.")
     if themes:
-        sentences.append(f"It belongs to the group {' and '.join(themes[:3])}.")
+        sentences.append(f"Group: {', '.join(themes[:3])}.")
     context = set(text_key(" ".join([*drawing.names, *themes])).split())
     length = sum(len(sentence.split()) for sentence in sentences)
-    for word, senses in _nouns(drawing, themes, glossary):
+    for word, senses in _nouns(drawing, glossary):
         # The sense that shares most words with the other names fits best; a second caption takes the next one.
         ranked = sorted(senses, key=lambda sense: -len(context & set(text_key(sense).split()) - {word}))
         sentence = f"{word.capitalize()}: {ranked[min(variant, len(ranked) - 1)]}."
@@ -98,14 +110,18 @@ def _compose(drawing: Drawing, glossary: Glossary, variant: int) -> str:
 _OPENINGS = ("A drawing of {name}.", "This emoji shows {name} in a simple, flat style with outlines.")
 
 
-def _nouns(drawing: Drawing, themes: list[str], glossary: Glossary) -> Iterator[tuple[str, list[str]]]:
-    """Words with definitions, the most telling first: whole names, then single words, last to first, then groups."""
+def _candidates(drawing: Drawing) -> list[str]:
+    """What may be explained, the most telling first: whole names, then single words, last to first, then groups."""
     phrases = [text_key(name) for name in drawing.names]
-    words = [word for phrase in [*phrases, *map(text_key, themes)] for word in reversed(phrase.split())]
+    themes = [text_key(theme) for theme in group_words(drawing.text)]
+    words = [word for phrase in [*phrases, *themes] for word in reversed(phrase.split())]
+    return [candidate for candidate in dict.fromkeys([*phrases, *words]) if not _SILENT.fullmatch(candidate)]
+
+
+def _nouns(drawing: Drawing, glossary: Glossary) -> Iterator[tuple[str, list[str]]]:
+    """The candidates that have a definition, each headword once."""
     seen: set[str] = set()
-    for candidate in [*phrases, *words]:
-        if _SILENT.fullmatch(candidate):
-            continue
+    for candidate in _candidates(drawing):
         word, senses = glossary.look_up(candidate)
         if senses and word not in seen:
             seen.add(word)

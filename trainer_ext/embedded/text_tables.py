@@ -36,8 +36,17 @@ class Pair:
 Tables = dict[str, dict[str, list[Pair]]]
 
 
-def build_pairs(senses: list[Sense], image_texts: set[str], held_out_captions: set[str]) -> tuple[Tables, set[str]]:
-    """The pair tables by name and split, and the keys of all held-out texts, ``held_out_captions`` among them.
+@dataclass(frozen=True)
+class PairTables:
+    """Rows by table and split; the keys of every held-out text, captions among them; the held-out headwords' keys."""
+
+    rows: Tables
+    held_out_texts: set[str]
+    held_out_headwords: set[str]
+
+
+def build_pairs(senses: list[Sense], image_texts: set[str], held_out_captions: set[str]) -> PairTables:
+    """Split the dictionary by headword and make the three pair tables.
 
     ``image_texts`` are the keys of all captions: a headword that is also a caption is never held out, because the
     image side trains on it. ``held_out_captions`` are the keys that no training row may hold.
@@ -59,7 +68,7 @@ def build_pairs(senses: list[Sense], image_texts: set[str], held_out_captions: s
     for name in PAIR_TABLES:
         rows = (row for group in train for row in _MAKERS[name](group))
         tables[name]["train"] = [row for row in _distinct(rows) if row.keys.isdisjoint(held_out)]
-    return tables, held_out
+    return PairTables(tables, held_out, unseen)
 
 
 def _distinct(rows: Iterable[Pair]) -> Iterator[Pair]:
