@@ -4,7 +4,9 @@
 return them before normalisation; ``encode_text`` and ``encode_image`` take raw inputs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +23,7 @@ from .encoding_jina_clip import EncodingMixin
 from .modeling_jina_clip_text import JinaCLIPTextModel
 from .modeling_jina_clip_vision import JinaCLIPVisionModel
 from .strict_loading import StrictLoadingMixin
+from .tower_initialization import InitializationReport, initialize_text, initialize_vision
 
 
 @dataclass
@@ -109,6 +112,24 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width)."""
         return self.vision_model(pixel_values=pixel_values, **kwargs).pooler_output
+
+    def initialize_towers(
+        self, text: str | Path | Mapping | None = None, vision: str | Path | Mapping | None = None
+    ) -> dict[str, InitializationReport]:
+        """Set one or both towers from public checkpoints: JinaBERT, EVA02 of timm, open_clip or EVA-CLIP.
+
+        Each source is a safetensors file, a folder of them, or a state dict. Raises ``ValueError`` when a tensor has
+        no place or a parameter no tensor. Example::
+
+            model = JinaCLIPModel(JinaCLIPConfig())
+            print(model.initialize_towers(text="jina-bert-v2-base", vision="eva02_base_patch14.safetensors"))
+        """
+        reports = {}
+        if text is not None:
+            reports["text"] = initialize_text(self.text_model, text)
+        if vision is not None:
+            reports["vision"] = initialize_vision(self.vision_model, vision)
+        return reports
 
     @can_return_tuple
     def forward(
