@@ -63,7 +63,7 @@ def cached_embeddings(
         sides: what to embed, by name; embedded in this order, chunk by chunk.
         no_sync: for a model in DDP, its ``no_sync`` method (``accelerator.no_sync`` bound to the model does as
             well): gradients then travel once, with the last chunk of every side, which are embedded together. For
-            FSDP2, a context that switches the gradient synchronisation off and on again.
+            FSDP2, ``accelerator.no_sync`` too, or nothing; it wants the same number of chunks on every process.
 
     Random numbers (dropout, patch dropout) drawn from torch's global generators and the autocast state are replayed,
     so the gradients are those of the same chunks embedded once. A generator of the model's own is not; nor may

@@ -121,45 +121,38 @@ class _TiledContrast(torch.autograd.Function):
 
 
 def _gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of what ``_TiledContrast.forward`` was given, None where nobody wants one."""
     rows, columns, extra, scale, row_lse, column_lse, counts = ctx.saved_tensors
-    pairing, tile_size = ctx.pairing, ctx.tile_size
-    dtype = row_lse.dtype
+    pairing, tile_size, dtype = ctx.pairing, ctx.tile_size, row_lse.dtype
     u, v = _Units(rows, dtype), _Units(columns, dtype)
-    w = None if extra is None else _Units(extra, dtype)
-    factor = grad.to(dtype) / max(len(u), 1)
     terms = 1 if column_lse is None else 2
-
     grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
     grad_columns = torch.zeros_like(columns, dtype=dtype) if ctx.needs_input_grad[1] else None
     grad_extra = torch.zeros_like(extra, dtype=dtype) if ctx.needs_input_grad[2] else None
     grad_scale = torch.zeros((), dtype=dtype, device=scale.device)
+    # dL/d(unit vector) is this factor times the sum of dL/dl over one side, times the unit vectors of the other
+    factor = grad.to(dtype) / max(len(u), 1)
 
+    blocks = [(v, grad_columns, pairing.left_out, column_lse)]
+    if extra is not None:
+        blocks.append((_Units(extra, dtype), grad_extra, pairing.extra_left_out, None))
     for i in u.tiles(tile_size):
         unit = u[i]
-        scaled = unit * scale
-        grad_unit = torch.zeros_like(unit)  # sum_j dL/dl_ij v_j, before the factor scale * grad / n
-        for j in v.tiles(tile_size):
-            block = v[j]
-            logits = _leave_out(scaled @ block.T, pairing.left_out(i, j))
-            grad_logits = (logits - row_lse[i, None]).exp_()  # (2)
-            if column_lse is not None:
-                grad_logits += logits.sub_(column_lse[j]).exp_()
-            positives = pairing.positives(i, j)
-            if positives is not None:
-                share = 1.0 / counts[i, None]
-                if column_lse is not None:
-                    share = share + 1.0 / counts[j]
-                grad_logits -= positives * share
-            grad_unit.addmm_(grad_logits, block)
-            if grad_columns is not None:
-                grad_columns[j].addmm_(grad_logits.T, unit)
-        for j in w.tiles(tile_size) if w is not None else ():
-            block = w[j]
-            logits = _leave_out(scaled @ block.T, pairing.extra_left_out(i, j))
-            grad_logits = logits.sub_(row_lse[i, None]).exp_()
-            grad_unit.addmm_(grad_logits, block)
-            if grad_extra is not None:
-                grad_extra[j].addmm_(grad_logits.T, unit)
+        scaled, grad_unit = unit * scale, torch.zeros_like(unit)
+        for others, grad_others, left_out, other_lse in blocks:
+            for j in others.tiles(tile_size):
+                other = others[j]
+                logits = _leave_out(scaled @ other.T, left_out(i, j))
+                grad_logits = (logits - row_lse[i, None]).exp_()  # (2)
+                if other_lse is not None:
+                    grad_logits += logits.sub_(other_lse[j]).exp_()
+                positives = pairing.positives(i, j) if others is v else None
+                if positives is not None:
+                    share = 1.0 / counts[i, None] if column_lse is None else 1.0 / counts[i, None] + 1.0 / counts[j]
+                    grad_logits -= positives * share
+                grad_unit.addmm_(grad_logits, other)
+                if grad_others is not None:
+                    grad_others[j].addmm_(grad_logits.T, unit)
         if counts is None:  # the own column's -1 of each term
             grad_unit.add_(v[pairing.own(i)], alpha=-terms)
             if grad_columns is not None:
@@ -168,14 +161,14 @@ def _gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if grad_rows is not None:
             grad_rows[i] = u.raw_gradient(grad_unit.mul_(scale * factor), i)
 
-    for units, total in ((v, grad_columns), (w, grad_extra)):
-        for j in units.tiles(tile_size) if total is not None else ():
-            units.raw_gradient(total[j].mul_(scale * factor), j)
+    for others, grad_others, *_ in blocks:
+        for j in others.tiles(tile_size) if grad_others is not None else ():
+            others.raw_gradient(grad_others[j].mul_(scale * factor), j)
     if grad_columns is not None:
         grad_columns = grad_columns.to(columns.dtype)
     if grad_extra is not None:
         grad_extra = grad_extra.to(extra.dtype)
-    grad_scale = (grad_scale * factor).reshape(scale.shape).to(scale.dtype)
+    grad_scale = (grad_scale * factor).to(scale.dtype)
     return grad_rows, grad_columns, grad_extra, grad_scale, None, None, None
 
 

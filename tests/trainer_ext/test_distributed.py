@@ -1,7 +1,8 @@
 """Two gloo processes against one process with the same global batch: values, gradients, and weights after steps."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from trainer_ext.distributed import Shard, gather_ids, gather_with_grad, shard_of
 from trainer_ext.gradient_cache import Side, cached_embeddings
@@ -92,12 +95,12 @@ def embed_in_one_pass(model: nn.Module, batch: Tensors) -> Tensors:
     return model(**batch)
 
 
-def embed_through_cache(model: nn.Module, batch: Tensors) -> Tensors:
+def embed_through_cache(model: nn.Module, batch: Tensors, no_sync: Callable | None = None) -> Tensors:
     def embed(name: str, chunk: Tensor) -> Tensor:
         return model(**{name: chunk})[name]
 
     sides = {name: Side(partial(embed, name), rows.split(3) if len(rows) else [rows]) for name, rows in batch.items()}
-    return cached_embeddings(sides | {"t": Side(lambda _: model()["t"], [None])}, no_sync=model.no_sync)
+    return cached_embeddings(sides | {"t": Side(lambda _: model()["t"], [None])}, no_sync=no_sync or model.no_sync)
 
 
 def loss_of_rank(model: nn.Module, objective: Callable, embed: Callable, shard: Shard, batch: Tensors, ids: Tensors):
@@ -148,6 +151,28 @@ def compare_cosent(rank: int) -> dict:
     }
 
 
+def compare_fsdp(rank: int) -> dict:
+    """FSDP2: sharded towers, chunks that gather their weights themselves."""
+    (batch, ids, _), sizes = global_batch(8, torch.float32), (4, 4)
+    single, model = towers(torch.float32), towers(torch.float32)
+    model.logit_scale = nn.Parameter(model.logit_scale.detach()[None])  # FSDP2 shards no scalars
+    for module in (model.text, model.image, model):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    joint(single(**batch), ids, None).backward()
+
+    @contextmanager
+    def no_sync() -> Iterator[None]:  # as accelerate has it
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+
+    embed = partial(embed_through_cache, no_sync=no_sync)
+    loss_of_rank(model, joint, embed, Shard(sizes, rank), batch, ids).backward()
+    pairs = list(zip(single.parameters(), model.parameters(), strict=True))
+    differences = [(p.grad - q.grad.full_tensor().reshape(p.shape)).abs().max() / p.grad.abs().max() for p, q in pairs]
+    return {"gradient": max(differences).item(), "size": min(p.grad.abs().max().item() for p, _ in pairs)}
+
+
 def train(embed: Callable, rank: int) -> dict:
     """Five AdamW steps in fp32, two micro-batches each, of which only the second synchronises."""
     single, model = towers(torch.float32), nn.parallel.DistributedDataParallel(towers(torch.float32))
@@ -182,6 +207,7 @@ def worker(rank: int, folder: Path) -> None:
         results[f"{name}, cached"] = compare(
             OBJECTIVES[name], embed_through_cache, SIZES["uneven"], rank, torch.float64
         )
+    results["fsdp"] = compare_fsdp(rank)
     results["train"] = train(embed_in_one_pass, rank)
     results["train cached"] = train(embed_through_cache, rank)
     half = gather_with_grad(torch.full((2 - rank, 1), float(rank), dtype=torch.bfloat16))
@@ -215,6 +241,12 @@ def check(results: list[dict], case: str) -> None:
         assert found["size"] > 1e-4
         assert found["loss"] < 1e-12
         assert found["gradient"] < 1e-9
+
+
+def test_the_gradient_cache_works_under_fsdp2(results: list[dict]) -> None:
+    for rank in range(2):
+        assert results[rank]["fsdp"]["size"] > 1e-3
+        assert results[rank]["fsdp"]["gradient"] < 1e-6
 
 
 @pytest.mark.parametrize("case", ["train", "train cached"])

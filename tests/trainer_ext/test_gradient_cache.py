@@ -191,6 +191,44 @@ def test_with_activation_checkpointing_inside() -> None:
     assert_same(grads, expected)
 
 
+@pytest.mark.slow
+def test_with_a_compiled_tower() -> None:
+    """Inductor draws its random numbers in its own way, but alike with and without a graph."""
+    model, sides = make(4)
+    compiled = torch.compile(model.text)
+
+    def embed_text(chunk: dict[str, Tensor]) -> Tensor:
+        return compiled(chunk["x"])
+
+    inside = {
+        name: side if name in ("image", "temperature") else Side(embed_text, side.chunks)
+        for name, side in sides.items()
+    }
+    loss, grads, _ = run(cached_embeddings, model, inside)
+    expected_loss, expected, _ = run(embed_once, model, inside)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+    assert_same(grads, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_dropout_on_cuda_is_replayed() -> None:
+    model, sides = make(4)
+    model.cuda()
+    sides = {
+        name: Side(side.embed, [{"x": chunk["x"].cuda()} for chunk in side.chunks])
+        for name, side in sides.items()
+        if name in ("query", "positive")
+    }
+    results = []
+    for embed in (cached_embeddings, embed_once):
+        torch.manual_seed(5)
+        vectors = embed(sides)
+        info_nce(vectors["query"], vectors["positive"]).backward()
+        results.append(gradients(model))
+    assert_same(*results)
+
+
 def test_one_chunk_of_activations_at_a_time() -> None:
     """Between the passes nothing is kept but the embeddings; in the second pass, one chunk's graph."""
     _, sides = make(1)
