@@ -30,9 +30,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .pairing import Duplicates, Pairing, check_tile_size, compute_dtype, inverse_temperature, make_pairing, unit
-from .pairwise_losses import cosent, siglip
-from .tiled_losses import tiled_contrast
+from trainer_ext.pairing import (
+    Duplicates,
+    Pairing,
+    check_tile_size,
+    compute_dtype,
+    inverse_temperature,
+    make_pairing,
+    unit,
+)
+from trainer_ext.pairwise_losses import cosent, siglip
+from trainer_ext.tiled_losses import tiled_contrast
 
 Reduction = Literal["sum", "mean"]
 Directions = Literal["both", "forward", "backward"]

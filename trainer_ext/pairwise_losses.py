@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .pairing import Duplicates, Pairing, check_tile_size, compute_dtype, inverse_temperature, make_pairing, unit
+from trainer_ext.pairing import (
+    Duplicates,
+    Pairing,
+    check_tile_size,
+    compute_dtype,
+    inverse_temperature,
+    make_pairing,
+    unit,
+)
 
 
 def siglip(

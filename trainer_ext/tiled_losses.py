@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .pairing import EPS, Pairing, compute_dtype
+from trainer_ext.pairing import EPS, Pairing, compute_dtype
 
 
 def tiled_contrast(
