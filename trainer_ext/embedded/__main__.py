@@ -1,0 +1,23 @@
+"""``python -m trainer_ext.embedded [CACHE_FOLDER]``: prepare the embedded data now and print its folder."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import EmbeddedDataError, default_cache_dir, prepare
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare, print the folder, return 0; or print one line with the cure and return 1."""
+    parser = argparse.ArgumentParser(prog="python -m trainer_ext.embedded", description=prepare.__doc__.split("\n")[0])
+    parser.add_argument("cache_folder", nargs="?", type=Path, default=default_cache_dir(), help="default: %(default)s")
+    try:
+        print(prepare(parser.parse_args(arguments).cache_folder))
+    except EmbeddedDataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
