@@ -709,6 +709,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one step. Exit codes: 0 done, 1 verification found a difference, 2 bad input or no connection."""
     options = vars(parser().parse_args(arguments))
     step = {"build": build, "verify": verify, "push": push, "probe": probe}[options.pop("step")]
+    if step is probe:
+        probe(**options)  # `verify` shows the end of its traceback
+        return 0
     try:
         result = step(**options)
     except (HubFolderError, OSError) as error:
@@ -717,8 +720,7 @@ def main(arguments: list[str] | None = None) -> int:
     if step is verify:
         print("verified" if not result else f"NOT verified: {len(result)} problems", options["out"])
         return 1 if result else 0
-    if result is not None:
-        print(result)
+    print(result)
     return 0
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,14 @@ for attempt in [*attempts, lambda: socket.create_connection(("127.0.0.1", 9)), l
 """
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["ModuleNotFoundError"] * 3 + ["PermissionError", "went through"]
+
+
+def test_folder_asks_for_the_versions_that_the_package_asks_for(built: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["st"]]
+    asked = json.loads((built / "config_sentence_transformers.json").read_text())["requirements"]
+    assert {name + bound for name, bound in asked.items()} <= set(declared)
+    assert set(asked) == {"transformers", "sentence-transformers"}
 
 
 def test_documented_commands_are_valid() -> None:
