@@ -6,12 +6,10 @@ nearest valid name, before any data is read or any model is built.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -243,8 +241,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         problems += describe_validation(error, Recipe, training_fields().keys() - refused_fields().keys(), {"training"})
         raise_problems(str(path), with_source_names(problems, tree))
     raise_problems(str(path), problems)
-    if recipe.model.endswith(".json") or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", recipe.model):  # not a Hub name
-        find_resource("models", recipe.model)
+    find_resource("models", recipe.model)
     return recipe
 
 
@@ -295,10 +292,3 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         return
     for key, inner in items:
         yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-
-
-def recipe_to_yaml(recipe: Recipe) -> str:
-    """The recipe as a YAML text that ``load_recipe`` reads back to an equal recipe: the copy a run keeps."""
-    content = recipe.model_dump(mode="json", exclude_none=True)
-    training = content.pop("training")
-    return yaml.safe_dump({**content, **training}, sort_keys=False, allow_unicode=True, width=120)
