@@ -77,7 +77,13 @@ class Side(_Strict):
 
 
 class Stage(_Strict):
-    """One training stage: everything that may change at a boundary."""
+    """One training stage: everything that may change at a boundary.
+
+    ``warmup_steps`` below 1 is a share of the steps, as in TrainingArguments; what is kept is their number.
+
+    >>> Stage(name="short", steps=50, learning_rate=1e-3, warmup_steps=0.1, max_length=77).warmup_steps
+    5
+    """
 
     name: str
     steps: PositiveInt
@@ -89,6 +95,15 @@ class Stage(_Strict):
     patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     image_text: Side | None = None
     text: Side | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_warmup(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            share, steps = values.get("warmup_steps"), values.get("steps")
+            if isinstance(share, float) and 0 <= share < 1 and isinstance(steps, int):
+                return {**values, "warmup_steps": int(share * steps)}
+        return values
 
     def sides(self) -> Iterator[tuple[SideName, Side]]:
         """The halves of this stage's joint step that are switched on, image-text first."""

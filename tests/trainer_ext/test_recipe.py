@@ -99,6 +99,18 @@ def test_packaged_recipe_is_the_three_stages_of_the_paper() -> None:
     assert "seed" not in recipe.training
 
 
+@pytest.mark.parametrize(
+    ("share", "steps", "warmup"), [(0.1, 50, 5), (0.1, 12, 1), (0.1, 3, 0), (0.0, 9, 0), (7, 9, 7)]
+)
+def test_warmup_as_a_share_follows_the_steps(tmp_path: Path, share: float, steps: int, warmup: int) -> None:
+    path = write(tmp_path, put(base(), "stages.0.warmup_steps", share))
+    assert load_recipe(path, [f"stages.0.steps={steps}"]).stages[0].warmup_steps == warmup
+
+
+def test_any_stage_of_the_packaged_recipe_can_be_cut_short() -> None:
+    assert [s.steps for s in load_recipe("openmoji", [f"stages.{n}.steps=1" for n in range(3)]).stages] == [1, 1, 1]
+
+
 def test_training_arguments_stand_at_the_top_level(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, base()))
     assert recipe.training == {"save_steps": 5}
@@ -220,6 +232,8 @@ REFUSED = [
     ("stages.0.schedule", "cosin", "must be 'cosine', 'linear' or 'constant', got 'cosin'. Did you mean 'cosine'?"),
     ("stages.0.patch_dropout", 1.0, "stages.0.patch_dropout: must be less than 1, got 1.0."),
     ("stages.0.warmup_steps", 10, "stages.0.warmup_steps: must be less than steps (10), got 10."),
+    ("stages.0.warmup_steps", 1.5, "stages.0.warmup_steps: must be a valid integer, got 1.5."),
+    ("stages.0.warmup_steps", -0.1, "stages.0.warmup_steps: must be a valid integer, got -0.1."),
     ("stages.1.name", "first", "stages.1.name: 'first' is taken by stages.0. Give it another name."),
     ("stages.1.text", None, "stages.1: trains nothing: give it image_text, text, or both."),
     ("stages.0.text.sources", [], "stages.0.text.sources: List should have at least 1 item"),
@@ -402,7 +416,12 @@ def test_recipe_of_the_guide_loads(tmp_path: Path) -> None:
     assert {item.name for item in recipe.used_sources()} == {item.name for item in recipe.sources}
     overrides = re.search(r"python -m trainer_ext my_recipe.yaml --output_dir \S+ (.*)", GUIDE).group(1)
     changed = load_recipe(tmp_path / "recipe.yaml", shlex.split(overrides))
-    assert len(recipe_differences(recipe, changed)) == 3  # and save_steps, which changes no weight
+    assert [line.split(":")[0] for line in recipe_differences(recipe, changed)] == [
+        "tokenizer.vocab_size",
+        "sources.2.weight",
+        "stages.0.steps",
+        "stages.0.warmup_steps",  # a share of the steps; and save_steps, which changes no weight, is not told
+    ]
 
 
 def test_guide_names_every_key() -> None:
