@@ -243,7 +243,7 @@ def test_long_captions_name_the_picture_and_are_long(folder: Path) -> None:
         captions[split] = [caption for group in long.values() for caption in group]
     lengths = [len(caption.split()) for group in captions.values() for caption in group]
     assert max(lengths) <= 80
-    assert sum(length >= 40 for length in lengths) / len(lengths) > 0.75
+    assert sum(length >= 40 for length in lengths) / len(lengths) > 0.85
     assert len(captions["train"]) > 1.8 * len(short_ids(folder))
 
 
@@ -266,7 +266,7 @@ def test_definitions_of_held_out_words_enter_no_long_caption(folder: Path) -> No
         for row in rows(folder, "long_captions", split):
             for caption in row["caption"]:
                 for word, definition in re.findall(EXPLAINED, caption):
-                    assert key(word) not in held_out
+                    assert key(word.removesuffix(", also")) not in held_out
                     used.add(key(definition))
     assert len(used) > 500
     assert not used & forbidden

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from .errors import PACKAGES, EmbeddedDataError, require_all
 
-FORMAT = 2
+FORMAT = 3
 _NAME = "openmoji"
 
 

@@ -93,18 +93,28 @@ def _compose(drawing: Drawing, glossary: Glossary, variant: int) -> str:
         sentences.append(f"It is also called {' or '.join(aliases[:3])}.")
     if themes:
         sentences.append(f"Group: {', '.join(themes[:3])}.")
-    context = set(text_key(" ".join([*drawing.names, *themes])).split())
     length = sum(len(sentence.split()) for sentence in sentences)
-    for word, senses in _nouns(drawing, glossary):
-        # The sense that shares most words with the other names fits best; a second caption takes the next one.
-        ranked = sorted(senses, key=lambda sense: -len(context & set(text_key(sense).split()) - {word}))
-        sentence = f"{word.capitalize()}: {ranked[min(variant, len(ranked) - 1)]}."
-        if length + len(sentence.split()) <= MAX_WORDS:
+    for sentence in _explanations(drawing, glossary, variant):
+        words = len(sentence.split())
+        if length < MIN_WORDS and length + words <= MAX_WORDS:
             sentences.append(sentence)
-            length += len(sentence.split())
-        if length >= MIN_WORDS:
-            break
+            length += words
     return " ".join(sentences)
+
+
+def _explanations(drawing: Drawing, glossary: Glossary, variant: int) -> Iterator[str]:
+    """One sentence for each noun, and then one more for each that has another sense."""
+    context = set(text_key(" ".join([*drawing.names, *group_words(drawing.text)])).split())
+    # The sense that shares most words with the names and themes fits best; a second caption starts with the next one.
+    ranked = {
+        word: sorted(senses, key=lambda sense: -len(context & set(text_key(sense).split()) - {word}))
+        for word, senses in _nouns(drawing, glossary)
+    }
+    for word, senses in ranked.items():
+        yield f"{word.capitalize()}: {senses[min(variant, len(senses) - 1)]}."
+    for word, senses in ranked.items():
+        if variant + 1 < len(senses):
+            yield f"{word.capitalize()}, also: {senses[variant + 1]}."
 
 
 _OPENINGS = ("A drawing of {name}.", "This emoji shows {name} in a simple, flat style with outlines.")

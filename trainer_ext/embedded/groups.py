@@ -209,6 +209,7 @@ def group_words(emoji_text: str) -> list[str]:
     >>> group_words("\U0001f34e"), group_words("\U0001f469\U0001f3fd\u200d\U0001f680")
     (['fruit and vegetable'], ['person and role', 'vehicle and transport'])
     """
-    themes = [_RUNS[bisect_right(_STARTS, ord(point)) - 1][1] for point in emoji_text if ord(point) >= _STARTS[0]]
+    shown = emoji_text.replace("\u200d\u27a1", "")  # joined to a person, the arrow says "facing right"
+    themes = [_RUNS[bisect_right(_STARTS, ord(point)) - 1][1] for point in shown if ord(point) >= _STARTS[0]]
     named = [theme for theme in dict.fromkeys(themes) if theme]
     return named if named == ["skin tone"] else [theme for theme in named if theme != "skin tone"]
