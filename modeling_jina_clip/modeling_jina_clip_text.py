@@ -56,10 +56,16 @@ class TextPositions:
     ALiBi models get ``-slope * distance`` on their scores, rotary ones turn queries and keys by ``rope``; padding is
     hidden in both. ``whole`` is the additive bias (batch or 1, heads or 1, length, length) when it is small enough to
     keep; otherwise each layer walks over ``blocks`` of query rows and asks for their ``bias``.
+
+    With ``packed`` the hidden states between attentions are those of the real tokens alone, (tokens, width): all
+    linear layers, norms and activations then skip the padding. ``pad`` and ``pack`` go to and fro.
     """
 
-    def __init__(self, config: JinaCLIPTextConfig, padding: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: JinaCLIPTextConfig, padding: torch.Tensor, dtype: torch.dtype, packed: bool = False
+    ) -> None:
         self.padding, self.dtype = padding, dtype
+        self.tokens = padding.flatten().nonzero().squeeze(1) if packed else None  # (tokens,) places in batch * length
         self.batch, self.length = padding.shape
         self.heads = config.num_attention_heads
         alibi = config.position_embedding_type == "alibi"
@@ -68,6 +74,17 @@ class TextPositions:
         rows = MAX_BIAS_ELEMENTS // max(1, self.batch * self.heads * self.length)
         self.block_rows = max(1, min(self.length, rows))
         self.whole = self.bias(slice(0, self.length)) if self.block_rows == self.length else None
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """(batch, length, width) to (tokens, width) of the real tokens, when packed."""
+        return states if self.tokens is None else states.flatten(0, 1).index_select(0, self.tokens)
+
+    def pad(self, states: torch.Tensor) -> torch.Tensor:
+        """Back again, with zeros for padding."""
+        if self.tokens is None:
+            return states
+        padded = states.new_zeros(self.batch * self.length, states.shape[-1]).index_copy(0, self.tokens, states)
+        return padded.view(self.batch, self.length, -1)
 
     def blocks(self) -> list[slice]:
         """Query rows, as many at a time as ``MAX_BIAS_ELEMENTS`` allows."""
@@ -160,8 +177,8 @@ class JinaCLIPTextAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, positions: "TextPositions", **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch, length, width = hidden_states.shape
-        qkv = self.Wqkv(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
+        qkv = positions.pad(self.Wqkv(hidden_states))  # (B, L, 3W)
+        qkv = qkv.view(positions.batch, positions.length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, L, D)
         if positions.rope is not None:
             query, key = turn_halves(query, *positions.rope), turn_halves(key, *positions.rope)
@@ -177,7 +194,8 @@ class JinaCLIPTextAttention(nn.Module):
                 for rows in positions.blocks()
             ]
             context, weights = torch.cat(blocks, dim=1), None
-        return self.out_proj(context.reshape(batch, length, width)), weights
+        context = context.reshape(positions.batch, positions.length, self.num_heads * self.head_dim)
+        return self.out_proj(positions.pack(context)), weights
 
 
 class JinaCLIPTextGatedMLP(nn.Module):
@@ -247,11 +265,28 @@ class JinaCLIPTextTransformer(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, padding: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        hidden_states = self.emb_drop(self.emb_ln(self.embeddings(input_ids)))  # (B, L, W)
-        positions = TextPositions(self.config, padding, attention_dtype(hidden_states))
+        packed = self._packs(padding, kwargs)
+        dtype = attention_dtype(self.emb_ln.weight)
+        positions = TextPositions(self.config, padding, dtype, packed)
+        if packed:
+            input_ids = input_ids.flatten().index_select(0, positions.tokens)  # (tokens,)
+        hidden_states = self.emb_drop(self.emb_ln(self.embeddings(input_ids)))  # (B, L, W) or (tokens, W)
         for layer in self.encoder.layers:
             hidden_states = layer(hidden_states, positions, **kwargs)
-        return hidden_states
+        return positions.pad(hidden_states)
+
+    def _packs(self, padding: torch.Tensor, kwargs: dict) -> bool:
+        """Whether to leave padding out of the linear layers: on the CPU, where each row of a matrix costs time.
+
+        Not while a graph is recorded, whose shapes must not depend on values, and not on a GPU, which would have to
+        wait for their number; nor when the caller wants the padded states of every layer.
+        """
+        if padding.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        wanted = ("output_hidden_states", "output_attentions")
+        if any(kwargs.get(name, getattr(self.config, name, False)) for name in wanted):
+            return False
+        return not bool(padding.all())
 
 
 class JinaCLIPTextRoberta(nn.Module):

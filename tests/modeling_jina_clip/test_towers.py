@@ -101,6 +101,34 @@ def test_blocks_of_the_bias_equal_the_whole_in_values_and_gradients(
     assert max(gradient.abs().max() for gradient in whole_gradients) > 0.01
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_tokens_equal_padded_ones_in_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, attention: str
+) -> None:
+    tower = text_tower(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
+    tower.set_attn_implementation(attention)
+    ids = torch.randint(1, 99, (4, 12))
+    for row, length in enumerate((12, 5, 1, 0)):
+        ids[row, length:] = 0
+    seen = []
+    tower.transformer.encoder.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        tower.zero_grad()
+        output = tower(ids).pooler_output
+        (output * torch.linspace(-1, 1, 48)).sum().backward()
+        return output.detach(), [parameter.grad.clone() for parameter in tower.parameters()]
+
+    packed, packed_gradients = run()
+    monkeypatch.setattr(text_module.JinaCLIPTextTransformer, "_packs", lambda *args: False)
+    padded, padded_gradients = run()
+    assert seen == [(18, 48), (4, 12, 48)]
+    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-6)
+    for one, other in zip(packed_gradients, padded_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert max(gradient.abs().max() for gradient in packed_gradients) > 0.01
+
+
 def test_rope_turns_pairs_by_row_then_column() -> None:
     config = JinaCLIPVisionConfig(**VISION)
     cos, sin = rope_tables(config, (3, 5))
