@@ -72,7 +72,7 @@ class JointObjective:
             whose own target scores highest among all candidates of the global batch.
         """
         terms = {"temperature": embeddings["temperature"].detach()}
-        total = torch.zeros((), device=embeddings["temperature"].device)
+        total = 0.0 * embeddings["temperature"]  # keeps the image side in the graph when a stage has no images
         for name, side in stage.sides():
             image_text = name == "image_text"
             queries, targets = ("image", "caption") if image_text else ("query", "positive")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling_jina_clip import JinaCLIPModel
@@ -27,6 +28,11 @@ def finished_stage(stages: Sequence[Stage], steps_done: int) -> int | None:
     return ends.index(steps_done) if steps_done in ends else None
 
 
+def image_parameters(model: JinaCLIPModel) -> list[nn.Parameter]:
+    """What a text loss cannot reach: the image tower and the trained temperature."""
+    return [*model.vision_model.parameters(), model.logit_scale]
+
+
 class StageCallback(TrainerCallback):
     """Keeps the model in step with the schedule, and asks the trainer for what belongs to a stage's end."""
 
@@ -38,8 +44,16 @@ class StageCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
     ) -> None:
         """Patch dropout of the step's stage; one that says nothing has the model's own."""
-        dropout = self.stages[stage_at(self.stages, state.global_step)[0]].patch_dropout
+        dropout = self._stage(state).patch_dropout
         model.vision_model.set_patch_dropout(self.own_patch_dropout if dropout is None else dropout)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
+    ) -> None:
+        """A stage without images leaves their side as it is: no weight decay, no momentum of an earlier stage."""
+        if self._stage(state).image_text is None:
+            for parameter in image_parameters(model):
+                parameter.grad = None
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
@@ -60,3 +74,6 @@ class StageCallback(TrainerCallback):
             control.should_log = True
         if control.should_save:
             control.should_log = True
+
+    def _stage(self, state: TrainerState) -> Stage:
+        return self.stages[stage_at(self.stages, state.global_step)[0]]

@@ -35,7 +35,7 @@ from trainer_ext.objective import JointObjective, embed, encoder_inputs
 from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, stage_scheduler
 from trainer_ext.progress import StageProgressCallback
 from trainer_ext.recipe import Recipe
-from trainer_ext.stages import StageCallback
+from trainer_ext.stages import StageCallback, image_parameters
 
 Evaluate = Callable[[nn.Module, Any], dict[str, float]]
 
@@ -69,6 +69,8 @@ class JinaCLIPTrainer(Trainer):
 
     def __init__(self, *args: Any, recipe: Recipe, evaluate_fn: Evaluate | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("data_collator", JointCollator(kwargs["processing_class"], recipe.stages))
+        if evaluate_fn is not None:  # it brings its own data, but the base class insists on some
+            kwargs.setdefault("eval_dataset", {})
         super().__init__(*args, **kwargs)
         self.recipe = recipe
         self.evaluate_fn = evaluate_fn
@@ -103,6 +105,8 @@ class JinaCLIPTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
             pin_memory=self.args.dataloader_pin_memory,
+            # Its own generator: the loader's draws must not move the random numbers of dropout.
+            generator=torch.Generator().manual_seed(self.recipe.seed),
         )
 
     def compute_loss(
@@ -191,13 +195,20 @@ class JinaCLIPTrainer(Trainer):
     def _embeddings(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """(rows, dim) of each part of a joint batch, and the temperature of the image-text side."""
         parts = encoder_inputs(inputs)
+        temperature = partial(self._temperature, with_images="image" in parts)
         size = self.args.gradient_cache_chunk_size
         if size is None:
-            temperature = clamped_temperature(self.model.logit_scale)
-            return {name: embed(model, part) for name, part in parts.items()} | {"temperature": temperature}
+            return {name: embed(model, part) for name, part in parts.items()} | {"temperature": temperature(None)}
         sides = {name: Side(partial(embed, model), split_rows(part, size)) for name, part in parts.items()}
-        sides["temperature"] = Side(lambda _: clamped_temperature(self.model.logit_scale), [None])
+        sides["temperature"] = Side(temperature, [None])
         return cached_embeddings(sides, no_sync=getattr(model, "no_sync", None))
+
+    def _temperature(self, chunk: None, with_images: bool) -> Tensor:
+        """The trained temperature; DDP waits for a gradient of every parameter, so without images it brings zeros."""
+        temperature = clamped_temperature(self.model.logit_scale)
+        if not with_images and self.args.world_size > 1:
+            temperature = temperature + sum(0.0 * parameter.sum() for parameter in image_parameters(self.model))
+        return temperature
 
     def _note(self, stage_name: str, terms: Mapping[str, Tensor]) -> None:
         """Add the terms of one micro-batch to the running sums, on the device."""

@@ -1,177 +1,27 @@
-"""A training run small enough for any test: 3 stages over pictures of coloured bars and sentences about numbers."""
+"""The tiny training run's data, made once a session."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import datasets
-import numpy as np
 import pytest
-import torch
-import yaml
-from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-from modeling_jina_clip import JinaCLIPConfig, JinaCLIPImageProcessor, JinaCLIPModel, JinaCLIPProcessor
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220), "white": (250, 250, 250)}
-NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-FILLERS = ["a", "bar", "on", "is", "after", "before", "number", "the", "not"]
-NEGATIVES = 3
-
-MODEL = {
-    "text_config": {
-        "embed_dim": 16,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "vocab_size": 64,
-    },
-    "vision_config": {
-        "embed_dim": 16,
-        "width": 16,
-        "head_width": 8,
-        "layers": 1,
-        "image_size": 16,
-        "patch_size": 4,
-        "patch_dropout": 0.1,
-    },
-    "projection_dim": 16,
-}
-
-RECIPE: dict[str, Any] = {
-    "name": "tiny",
-    "seed": 7,
-    "stages": [
-        {
-            "name": "pairs",
-            "steps": 3,
-            "learning_rate": 1e-2,
-            "warmup_steps": 1,
-            "max_length": 6,
-            "patch_dropout": 0.25,
-            "image_text": {"sources": ["pictures"], "batch_size": 4},
-            "text": {"sources": ["successors", "predecessors"], "batch_size": 4},
-        },
-        {
-            "name": "larger",
-            "steps": 2,
-            "learning_rate": 5e-3,
-            "max_length": 12,
-            "image_size": 24,
-            "image_text": {"sources": ["pictures"], "batch_size": 4},
-            "text": {"sources": ["successors"], "batch_size": 4},
-        },
-        {
-            "name": "hard",
-            "steps": 3,
-            "learning_rate": 2e-3,
-            "schedule": "linear",
-            "max_length": 12,
-            "patch_dropout": 0.0,
-            "image_text": {"sources": ["pictures"], "batch_size": 4},
-            "text": {"sources": ["triplets"], "batch_size": 4, "loss": "info_nce_plus"},
-        },
-    ],
-    "logging_steps": 1,
-    "save_steps": 2,
-    "disable_tqdm": True,
-}
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *NUMBERS, *FILLERS]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
-
-
-def make_processor() -> JinaCLIPProcessor:
-    return JinaCLIPProcessor(JinaCLIPImageProcessor(size=16), make_tokenizer())
-
-
-def make_model(dropout: float = 0.1, patch_dropout: float = 0.1) -> JinaCLIPModel:
-    """The tiny model, the same weights at every call."""
-    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return JinaCLIPModel(
-            JinaCLIPConfig(
-                text_config=MODEL["text_config"] | dropouts,
-                vision_config=MODEL["vision_config"] | {"patch_dropout": patch_dropout},
-                projection_dim=16,
-            )
-        )
-
-
-def picture(colour: str, number: int) -> Image.Image:
-    """``number`` bars of a colour on black, 20 x 20."""
-    pixels = np.zeros((20, 20, 3), dtype=np.uint8)
-    for bar in range(number):
-        pixels[:, 2 * bar] = COLOURS[colour]
-    return Image.fromarray(pixels)
+from tests.trainer_ext.tiny_run import RunFactory, write_data, write_recipe
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sources as parquet, the model preset and the tokenizer of the tiny run."""
-    folder = tmp_path_factory.mktemp("tiny-data")
-    pictures = [(colour, number) for colour in COLOURS for number in range(1, 10)]
-    follows = [f"{number} is after" for number in NUMBERS[:-1]]
-    precedes = [f"{number} is before" for number in NUMBERS[1:]]
-    tables: dict[str, dict[str, Any]] = {
-        "pictures": {
-            "image": [picture(*item) for item in pictures],
-            "caption": [[f"{NUMBERS[n - 1]} {c} bar", f"{c} bar number {NUMBERS[n - 1]}"] for c, n in pictures],
-        },
-        "successors": {"query": follows, "positive": NUMBERS[1:]},
-        "predecessors": {"query": precedes, "positive": NUMBERS[:-1]},
-        "triplets": {
-            "query": follows,
-            "positive": NUMBERS[1:],
-            "negatives": [[f"not {NUMBERS[(i + k) % 10]}" for k in range(NEGATIVES)] for i in range(len(follows))],
-        },
-    }
-    for name, columns in tables.items():
-        table = datasets.Dataset.from_dict(columns)
-        if "image" in columns:
-            table = table.cast_column("image", datasets.Image())
-        table.to_parquet(folder / f"{name}.parquet")
-    JinaCLIPConfig(**MODEL).to_json_file(folder / "model.json", use_diff=False)
-    make_tokenizer().save_pretrained(folder / "tokenizer")
+    """A folder with the tiny run's sources, model preset, tokenizer and recipe."""
+    folder = tmp_path_factory.mktemp("tiny-run")
+    write_data(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tiny_data: Path) -> Path:
     """The tiny run's recipe file."""
-    tasks = {"pictures": "image-text", "triplets": "triplet"}
-    columns = {
-        "image-text": {"image": "image", "caption": "caption"},
-        "text-pair": {"query": "query", "positive": "positive"},
-        "triplet": {"query": "query", "positive": "positive", "negatives": "negatives"},
-    }
-    sources = []
-    for name in ("pictures", "successors", "predecessors", "triplets"):
-        task = tasks.get(name, "text-pair")
-        location = str(tiny_data / f"{name}.parquet")
-        sources.append(
-            {"name": name, "task": task, "location": location, "format": "parquet", "columns": columns[task]}
-        )
-    places = {"model": str(tiny_data / "model.json"), "tokenizer": str(tiny_data / "tokenizer")}
-    path = tiny_data / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**RECIPE, **places, "sources": sources}, sort_keys=False))
-    return path
+    return write_recipe(tiny_data)
 
 
-@pytest.fixture
-def tiny_model() -> Callable[..., JinaCLIPModel]:
-    """Factory of the tiny model."""
-    return make_model
+@pytest.fixture(scope="session")
+def make_trainer(tiny_recipe: Path) -> RunFactory:
+    """Makes trainers of the tiny run."""
+    return RunFactory(tiny_recipe)

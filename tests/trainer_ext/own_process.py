@@ -1,0 +1,111 @@
+"""Training jobs in processes of their own, which may be killed or be two.
+
+They are forked from a server that has imported everything and run nothing. Forking the test process itself is quicker
+by one import but hangs now and then: its libraries have threads, which a fork does not take along.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from tests.trainer_ext.tiny_run import RunFactory, entries_of, trained
+from trainer_ext import checkpoints, trainer
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+TIMEOUT = 120
+
+
+def exit_codes(*processes: BaseProcess) -> list[int | None]:
+    """Wait for the processes; one that hangs is killed and has no exit code of its own (None)."""
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIMEOUT)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def in_own_process(job: Callable[..., object], *arguments: object) -> int | None:
+    """Exit code of ``job(*arguments)``; negative: the signal that ended it."""
+    return exit_codes(CONTEXT.Process(target=job, args=arguments))[0]
+
+
+def in_two_processes(job: Callable[..., object], *arguments: object) -> list[int | None]:
+    """Exit codes of ``job(*arguments)`` as rank 0 and rank 1 of a gloo group."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return exit_codes(*(CONTEXT.Process(target=_rank, args=(rank, port, job, arguments)) for rank in range(2)))
+
+
+def _rank(rank: int, port: int, job: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    job(*arguments)
+    torch.distributed.barrier()
+    os._exit(0)  # taking DDP and gloo down by hand may wait for a process that has gone
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillAfter(TrainerCallback):
+    """SIGKILL to the own process right after a number of steps, before their checkpoint is written."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.steps:
+            kill_self()
+
+
+def noisy_evaluation(model: Any, processor: Any) -> dict[str, float]:
+    """Looks at the model and draws random numbers."""
+    model.processor = processor
+    return {"first": float(model.encode_text(["one red bar"])[0, 0]), "noise": float(torch.rand(()))}
+
+
+def train_until_killed(recipe: Path, folder: Path, overrides: list[str], steps: int) -> None:
+    """Dies after ``steps`` steps."""
+    torch.set_num_threads(1)
+    callbacks = [KillAfter(steps)]
+    RunFactory(recipe)(folder, *overrides, callbacks=callbacks, evaluate_fn=noisy_evaluation).train()
+
+
+def train_until_killed_in_checkpoint(recipe: Path, folder: Path, overrides: list[str], name: str) -> None:
+    """Dies while a checkpoint is written: half of its weights are there."""
+    torch.set_num_threads(1)
+    real = checkpoints.seal
+
+    def seal(folder: Path) -> None:
+        if folder.name == name:
+            weights = folder / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:1000])
+            kill_self()
+        real(folder)
+
+    trainer.seal = seal
+    RunFactory(recipe)(folder, *overrides, evaluate_fn=noisy_evaluation).train()
+
+
+def train_rank(
+    recipe: Path, folder: Path, overrides: list[str], dropout: float = 0.1, resume_from: Path | None = None
+) -> None:
+    """Trains as one of two ranks and leaves its log in ``folder``."""
+    torch.set_num_threads(1)
+    made = RunFactory(recipe)(folder, *overrides, dropout=dropout, evaluate_fn=noisy_evaluation)
+    trained(made, resume_from)
+    torch.save(entries_of(made), folder / f"log-{made.args.process_index}.pt")
