@@ -2,7 +2,7 @@
 
 >>> from trainer_ext.embedded import load_table, prepare                                       # doctest: +SKIP
 >>> load_table(prepare(), "short_captions", "test_concepts")[0]["caption"]                      # doctest: +SKIP
-['thumbs up', 'thumbsup', 'yes']
+['FREE button', 'free']
 """
 
 from pathlib import Path
