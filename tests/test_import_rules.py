@@ -19,8 +19,8 @@ from tests.source_imports import ROOT, files_of, imports_of, named, package_of
 
 MODEL = ROOT / "modeling_jina_clip"
 OURS = {"modeling_jina_clip", "trainer_ext", "hub_upload", "examples", "tests", "configuration"}
-# The last two are there wherever transformers is: it needs them itself.
-MODEL_MAY_USE = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "tqdm"}
+# The last three are there wherever transformers is: it needs them itself.
+MODEL_MAY_USE = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors", "tqdm"}
 
 # The middle floor from its foundation up: a room may use only rooms that stand before it.
 ROOMS = [
