@@ -1,4 +1,4 @@
-"""Memory and time of InfoNCE, plain and tiled: ``python benchmarks/loss_memory.py`` (about 2 minutes).
+"""Memory and time of InfoNCE, plain and tiled: ``python benchmarks/loss_memory.py`` (200 CPU seconds).
 
 Memory: each case runs in a process of its own; reported is how far forward and backward pass push the peak resident
 size above that of the process with its inputs in place, gradients of the inputs included. Time: CPU seconds of one
