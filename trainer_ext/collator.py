@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer_ext.data_mixing import Row
@@ -52,7 +54,7 @@ class JointCollator:
         images = [_image_label(row) for row in rows]
         return {
             "pixel_values": pixels["pixel_values"],
-            **self._tokens(captions, stage),
+            **self._tokens({"caption": captions}, stage)["caption"],
             "image_ids": stable_ids(images),
             "text_ids": stable_ids(captions),
         }
@@ -61,21 +63,32 @@ class JointCollator:
         columns = {"query": [row["query"] for row in rows], "positive": [row["positive"] for row in rows]}
         if "negatives" in rows[0]:
             columns["negatives"] = [text for row in rows for text in row["negatives"]]
-        side: dict[str, Any] = {name: self._tokens(texts, stage) for name, texts in columns.items()}
+        side: dict[str, Any] = self._tokens(columns, stage)
         for name, texts in columns.items():
             side[f"{name.removesuffix('s')}_ids"] = stable_ids(texts)
         return side
 
-    def _tokens(self, texts: list[str], stage: Stage) -> dict[str, torch.Tensor]:
+    def _tokens(self, columns: dict[str, list[str]], stage: Stage) -> dict[str, dict[str, torch.Tensor]]:
+        """Each column's ``input_ids`` and ``attention_mask``, padded at the end to the column's longest text."""
+        # One call for all columns, and arrays made here: the tokenizer's own padding and tensors take as long again.
         encoded = self._processor.tokenizer(
-            texts,
-            padding=True,
+            [text for texts in columns.values() for text in texts],
             truncation=True,
             max_length=stage.max_length,
+            return_attention_mask=False,
             return_token_type_ids=False,
-            return_tensors="pt",
-        )
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        )["input_ids"]
+        rows = iter(encoded)
+        pad = self._processor.tokenizer.pad_token_id
+        return {name: _padded(list(islice(rows, len(texts))), pad) for name, texts in columns.items()}
+
+
+def _padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]  # (rows, tokens)
+    ids = np.full(mask.shape, pad, dtype=np.int64)
+    ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=lengths.sum())
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
 def _image_label(row: Row) -> str:
