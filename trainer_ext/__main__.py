@@ -20,7 +20,7 @@ from trainer_ext.data_sources import load_sources
 from trainer_ext.evaluation import Task, evaluate
 from trainer_ext.evaluation_suites import load_suite, picture_task
 from trainer_ext.initial_model import initial_model
-from trainer_ext.recipe import Recipe, load_recipe
+from trainer_ext.recipe import load_recipe
 from trainer_ext.report import Report
 from trainer_ext.run_folder import RunFolder
 from trainer_ext.stages import finished_stage
@@ -30,10 +30,17 @@ BEFORE_TRAINING = "before training"
 
 
 class StageRecorder(TrainerCallback):
-    """At each stage's end: a row of the report, and the whole model in a folder of its own."""
+    """Claims the folder at the start; at each stage's end adds the report's row and a folder with the whole model."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, report: Report | None) -> None:
-        self.recipe, self.folder, self.report = recipe, folder, report
+    def __init__(self, trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None) -> None:
+        self.trainer, self.folder, self.report = trainer, folder, report
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Everything is read and checked by now: the folder becomes this run's."""
+        if state.is_world_process_zero:
+            self.folder.claim()
 
     def on_evaluate(
         self,
@@ -41,17 +48,16 @@ class StageRecorder(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         metrics: dict[str, float],
-        model: nn.Module,
-        processing_class: Any,
         **kwargs: Any,
     ) -> None:
         """Record step 0 and the last step of each stage; evaluations between them are only logged."""
-        index = finished_stage(self.recipe.stages, state.global_step)
+        stages = self.trainer.recipe.stages
+        index = finished_stage(stages, state.global_step)
         if not state.is_world_process_zero or (index is None and state.global_step > 0):
             return
-        name = BEFORE_TRAINING if index is None else self.recipe.stages[index].name
+        name = BEFORE_TRAINING if index is None else stages[index].name
         if index is not None:
-            tqdm.write(f"stage {name} is kept in {self.folder.save_stage(index, name, [model, processing_class])}")
+            tqdm.write(f"stage {name} is kept in {self.folder.save_stage(index, name, self.trainer.save_model)}")
         if self.report is not None:
             self.report.add(name, {key.removeprefix("eval_"): value for key, value in metrics.items()})
             self.report.save()
@@ -62,10 +68,10 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     arguments = training_arguments(recipe, options.output_dir)
     is_main = arguments.process_index == 0
-    folder = RunFolder(options.output_dir)
-    say = print if is_main else _quiet
+    say = tqdm.write if is_main else _quiet
+    folder = RunFolder(options.output_dir, recipe, command)
     if is_main:
-        folder.claim(recipe, command, resume=options.resume, allow_recipe_change=options.allow_recipe_change)
+        folder.check(options.resume, options.allow_recipe_change)
     with arguments.main_process_first(desc="reading the data"):
         tables = load_sources(recipe.used_sources())
         tasks = load_suite(recipe.evaluation) if recipe.evaluation else []
@@ -74,7 +80,7 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         say(f"resuming from {checkpoint}")
     set_seed(recipe.seed)
     model, processor = initial_model(recipe, checkpoint)
-    report = start_report(folder, tasks) if tasks and is_main else None
+    model.processor = processor
     # A resumed run has measured the untrained model already.
     arguments.eval_on_start = bool(tasks) and checkpoint is None
     trainer = JinaCLIPTrainer(
@@ -83,12 +89,13 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         recipe=recipe,
         train_dataset=tables,
         processing_class=processor,
-        evaluate_fn=(lambda model, processor: measure(model, processor, tasks)) if tasks else None,
-        callbacks=[StageRecorder(recipe, folder, report)],
+        evaluate_fn=(lambda model, _: evaluate(model.encode_text, model.encode_image, tasks)) if tasks else None,
     )
+    report = start_report(folder, tasks) if tasks and is_main else None
+    trainer.add_callback(StageRecorder(trainer, folder, report))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if is_main:
-        folder.save_model([model, processor])
+        folder.save_model(trainer.save_model)
         if report is not None:
             finish_report(report, model, tasks)
         say(f"the finished model is {folder.path}")
@@ -106,13 +113,7 @@ def finish_report(report: Report, model: nn.Module, tasks: Sequence[Task]) -> No
     """Write the last files and show the table."""
     report.save()
     report.save_contact_sheet(model.encode_text, model.encode_image, picture_task(tasks))
-    print(report.table())
-
-
-def measure(model: nn.Module, processor: Any, tasks: Sequence[Task]) -> dict[str, float]:
-    """Figures of the model on all tasks."""
-    model.processor = processor
-    return evaluate(model.encode_text, model.encode_image, tasks)
+    tqdm.write(report.table())
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -153,7 +154,7 @@ def _message(error: Exception) -> str:
     return text.strip().splitlines()[-1] if "Original Traceback" in text else text
 
 
-def _quiet(*words: object) -> None:
+def _quiet(words: str) -> None:
     """What processes other than the main one say."""
 
 

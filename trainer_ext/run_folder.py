@@ -12,9 +12,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from trainer_ext.checkpoints import last_whole_checkpoint, partial_path, whole_folder
 from trainer_ext.recipe import Recipe, recipe_differences
@@ -23,52 +22,58 @@ RUN_FILE = "run.json"
 _PACKAGES = ("modeling-jina-clip", "torch", "transformers", "accelerate", "tokenizers", "datasets")
 
 
-class Savable(Protocol):
-    """A model or a processor."""
-
-    def save_pretrained(self, save_directory: str) -> Any: ...
-
-
 class RunFolder:
-    """One run's folder. ``claim`` it before anything is written to it.
+    """One run's folder: ``check`` it before any work, ``claim`` it when the first step is about to be taken.
+
+    What fails in between, such as a source that cannot be read, leaves the folder free for another try.
 
     >>> import tempfile
-    >>> RunFolder(Path(tempfile.mkdtemp()) / "run").claimed
-    False
+    >>> from trainer_ext.recipe import load_recipe
+    >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "run", load_recipe("openmoji"), command=["openmoji"])
+    >>> folder.check()
+    >>> folder.claim()
+    >>> folder.check()
+    Traceback (most recent call last):
+    ValueError: .../run already holds a run; go on with it by --resume, or choose another --output_dir
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, recipe: Recipe, command: Sequence[str]) -> None:
         self.path = Path(path)
+        self.recipe = recipe
+        self.command = list(command)
 
-    @property
-    def claimed(self) -> bool:
-        """Whether the folder already holds a run."""
-        return (self.path / RUN_FILE).is_file()
-
-    def claim(
-        self, recipe: Recipe, command: Sequence[str], *, resume: bool = False, allow_recipe_change: bool = False
-    ) -> None:
-        """Make the folder this run's own.
+    def check(self, resume: bool = False, allow_recipe_change: bool = False) -> None:
+        """See whether the run may use the folder.
 
         Raises:
             ValueError: the folder holds something else, or another run, or this run with another recipe.
         """
-        if not self.claimed:
+        if not (self.path / RUN_FILE).is_file():
             self._refuse_foreign_files()
         elif not resume:
             raise ValueError(
                 f"{self.path} already holds a run; go on with it by --resume, or choose another --output_dir"
             )
-        else:
-            changes = recipe_differences(self._started_with(), recipe)
-            if changes and not allow_recipe_change:
-                raise ValueError(
-                    f"the recipe is not the one that {self.path} was started with: {'; '.join(changes)}. "
-                    "Undo the change, or accept it with --allow_recipe_change"
-                )
-            if not changes:
-                return
-        self._write_run_file(recipe, command)
+        elif (changes := recipe_differences(self._started_with(), self.recipe)) and not allow_recipe_change:
+            raise ValueError(
+                f"the recipe is not the one that {self.path} was started with: {'; '.join(changes)}. "
+                "Undo the change, or accept it with --allow_recipe_change"
+            )
+
+    def claim(self) -> None:
+        """Write where the run comes from; a resumed run keeps its origin unless its recipe has changed."""
+        if (self.path / RUN_FILE).is_file() and not recipe_differences(self._started_with(), self.recipe):
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "command": self.command,
+            "versions": installed_versions(),
+            "commit": commit_of(Path(__file__).parent),
+        }
+        partial = partial_path(self.path / RUN_FILE)
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        os.replace(partial, self.path / RUN_FILE)
 
     def last_checkpoint(self, say: Callable[[str], None]) -> Path | None:
         """The checkpoint to resume from; None, with a message, when there is none that is whole."""
@@ -77,20 +82,18 @@ class RunFolder:
             say(f"no complete checkpoint in {self.path}: starting from the beginning")
         return checkpoint
 
-    def save_stage(self, index: int, name: str, parts: Iterable[Savable]) -> Path:
-        """Keep the model and its processor as they are at the end of a stage, whole or not at all."""
+    def save_stage(self, index: int, name: str, save: Callable[[str], None]) -> Path:
+        """Keep the model as it is at the end of a stage, whole or not at all; ``save`` writes it into a folder."""
         target = self.path / "stages" / f"{index}-{name}"
         with whole_folder(target) as partial:
-            for part in parts:
-                part.save_pretrained(str(partial))
+            save(str(partial))
         return target
 
-    def save_model(self, parts: Iterable[Savable]) -> None:
+    def save_model(self, save: Callable[[str], None]) -> None:
         """Put the finished model into the run's folder itself; ``config.json`` comes last, when the rest is there."""
         partial = partial_path(self.path / "model")
         shutil.rmtree(partial, ignore_errors=True)
-        for part in parts:
-            part.save_pretrained(str(partial))
+        save(str(partial))
         for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, self.path / path.name)
         partial.rmdir()
@@ -112,18 +115,6 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} cannot be read ({reason}); choose another --output_dir") from error
-
-    def _write_run_file(self, recipe: Recipe, command: Sequence[str]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        content = {
-            "recipe": recipe.model_dump(mode="json"),
-            "command": list(command),
-            "versions": installed_versions(),
-            "commit": commit_of(Path(__file__).parent),
-        }
-        partial = partial_path(self.path / RUN_FILE)
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        os.replace(partial, self.path / RUN_FILE)
 
 
 def installed_versions() -> dict[str, str]:

@@ -188,6 +188,9 @@ class JinaCLIPTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Model and processor, without the pickle of the arguments, which nobody reads back."""
+        # A fast tokenizer keeps the length and padding of its last call, and would save them as its own.
+        self.processing_class.tokenizer.backend_tokenizer.no_truncation()
+        self.processing_class.tokenizer.backend_tokenizer.no_padding()
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from itertools import pairwise
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from tests.trainer_ext.tiny_run import RunFactory, entries_of, trained
+from tests.trainer_ext.tiny_run import COLOURS, NUMBERS, RunFactory, entries_of, picture, trained
+from trainer_ext import __main__ as command_line
 from trainer_ext import checkpoints, trainer
+from trainer_ext.evaluation import HardNegativeTask, Task, image_text_tasks, text_task
+from trainer_ext.trainer import JinaCLIPTrainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
@@ -109,3 +113,31 @@ def train_rank(
     made = RunFactory(recipe)(folder, *overrides, dropout=dropout, evaluate_fn=noisy_evaluation)
     trained(made, resume_from)
     torch.save(entries_of(made), folder / f"log-{made.args.process_index}.pt")
+
+
+def tiny_suite(name: str) -> list[Task]:
+    """A small set of tasks in place of the embedded one, so that no data has to be prepared."""
+    assert name == "tiny"
+    pictures = [(colour, number) for colour in COLOURS for number in (2, 5)]
+    captions = [[f"{NUMBERS[number - 1]} {colour} bar"] for colour, number in pictures]
+    follows = [(f"{number} is after", after) for number, after in pairwise(NUMBERS)]
+    negatives = HardNegativeTask("hard", ["one is after"], ["two"], [["not two", "five"]])
+    return [
+        *image_text_tasks("bars", [picture(*item) for item in pictures], captions),
+        text_task("text", follows),
+        negatives,
+    ]
+
+
+def run_command_until_killed(command: list[str], steps: int) -> None:
+    """The command line, dying after ``steps`` steps."""
+    torch.set_num_threads(1)
+
+    class Killed(JinaCLIPTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_callback(KillAfter(steps))
+
+    command_line.load_suite = tiny_suite
+    command_line.JinaCLIPTrainer = Killed
+    command_line.main(command)
