@@ -27,7 +27,7 @@ def initial_model(recipe: Recipe, resumed_from: Path | None = None) -> tuple[Jin
     start = find_resource("models", recipe.model)
     tokenizer = _tokenizer(recipe, start, resumed_from)
     if start.is_dir():
-        model = JinaCLIPModel.from_pretrained(start)
+        model = JinaCLIPModel.from_pretrained(start, attn_implementation=recipe.attn_implementation)
         _check_vocabulary(tokenizer, model.config)
         image_processor = JinaCLIPImageProcessor.from_pretrained(start)
     else:
@@ -36,7 +36,7 @@ def initial_model(recipe: Recipe, resumed_from: Path | None = None) -> tuple[Jin
             config.text_config.vocab_size = len(tokenizer)
         _check_vocabulary(tokenizer, config)
         config.text_config.pad_token_id = tokenizer.pad_token_id
-        model = JinaCLIPModel(config)
+        model = JinaCLIPModel._from_config(config, attn_implementation=recipe.attn_implementation)
         image_processor = JinaCLIPImageProcessor(size=config.vision_config.image_size)
     return model, JinaCLIPProcessor(image_processor, tokenizer)
 

@@ -23,6 +23,7 @@ Task = Literal["image-text", "text-pair", "triplet"]
 LossName = Literal["info_nce", "info_nce_plus"]
 Schedule = Literal["cosine", "linear", "constant"]
 SideName = Literal["image_text", "text"]
+AttentionName = Literal["eager", "sdpa"]
 
 SIDES: tuple[SideName, ...] = ("image_text", "text")
 # Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates).
@@ -120,11 +121,15 @@ class TokenizerSpec(_Strict):
 
 
 class Recipe(_Strict):
-    """One training run. ``training`` holds the recipe's top-level keys that are TrainingArguments fields."""
+    """One training run. ``training`` holds the recipe's top-level keys that are TrainingArguments fields.
+
+    ``attn_implementation`` names an attention backend of transformers that can train both towers.
+    """
 
     name: str
     model: str
     tokenizer: TokenizerSpec | str | None = None
+    attn_implementation: AttentionName | None = None
     sources: list[Source]
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluation: str | None = None

@@ -56,14 +56,13 @@ def texts(row: dict) -> Iterator[str]:
 
 
 def held_out_rows(folder: Path, split: str) -> Iterator[dict]:
-    """Rows of the test or the validation splits; the negatives of triplets are training texts by intention."""
+    """Rows of the test or the validation splits."""
     image_splits = ("validation",) if split == "validation" else ("test_concepts", "test_combinations")
     for table in IMAGE_TABLES:
         for name in image_splits:
             yield from rows(folder, table, name)
     for table in TEXT_TABLES:
-        for row in rows(folder, table, split):
-            yield {name: value for name, value in row.items() if name != "negatives"}
+        yield from rows(folder, table, split)
 
 
 def training_texts(folder: Path) -> set[str]:
@@ -142,6 +141,15 @@ def test_no_test_text_occurs_in_validation(folder: Path) -> None:
     assert not validation & test
 
 
+@pytest.mark.parametrize("table", IMAGE_TABLES)
+def test_one_training_picture_of_each_concept(folder: Path, table: str) -> None:
+    training = {row["id"]: row for row in rows(folder, table, "train")}
+    chosen = rows(folder, table, "train_concepts")
+    assert len(chosen) == len({row["concept"] for row in training.values()}) > 1000
+    assert sorted(row["concept"] for row in chosen) == sorted({row["concept"] for row in training.values()})
+    assert all(row["caption"] == training[row["id"]]["caption"] for row in chosen)
+
+
 @pytest.mark.parametrize("split", ["test_concepts", "validation"])
 def test_held_out_concepts_are_unseen_in_every_variant(folder: Path, split: str) -> None:
     held_out = rows(folder, "short_captions", split)
@@ -204,18 +212,18 @@ def test_texts_are_clean(folder: Path) -> None:
                 assert not re.search(r"\s\s|^\s|\s$|[^\S ]|1913 Webster|<--", text), text
 
 
-def test_hard_negatives_are_seven_training_texts_of_other_words(folder: Path) -> None:
-    owners: dict[str, set[str]] = defaultdict(set)
-    for table in ("headword_definition", "definition_example"):
-        for row in rows(folder, table, "train"):
-            owners[key(row["positive"])].add(key(row["headword"]))
+def test_hard_negatives_are_seven_texts_of_other_words_and_the_same_split(folder: Path) -> None:
     for split in ("train", "validation", "test"):
+        owners: dict[str, set[str]] = defaultdict(set)
+        for table in ("headword_definition", "definition_example"):
+            for row in rows(folder, table, split):
+                owners[key(row["positive"])].add(key(row["headword"]))
         for row in rows(folder, "triplets", split):
             negatives = [key(negative) for negative in row["negatives"]]
             assert len(set(negatives)) == 7
             assert not {key(row["query"]), key(row["positive"])} & set(negatives)
             for negative in negatives:
-                assert owners[negative], "not a training text"
+                assert owners[negative], "not a text of this split"
                 assert key(row["headword"]) not in owners[negative]
 
 

@@ -25,6 +25,7 @@ from .text_tables import Tables, build_pairs
 
 TRIPLET_ROWS = {"train": 3000, "validation": 250, "test": 500}
 _TRIPLET_SOURCES = ("headword_definition", "definition_example")
+_TRAINING = ("train", "train_concepts")
 _STEPS = 5
 
 
@@ -42,7 +43,8 @@ def build(folder: Path, progress: bool) -> dict[str, Any]:
         pairs = build_pairs(senses, captions, held_out_captions)
 
         _begin(bar, "captions")
-        short["train"] = _without(short["train"], pairs.held_out_texts)
+        for name in _TRAINING:
+            short[name] = _without(short[name], pairs.held_out_texts)
         glossary = Glossary.of(senses, pairs, vocabulary(drawings))
         tables = {
             "short_captions": {name: [_short(drawing) for drawing in group] for name, group in short.items()},
@@ -62,7 +64,8 @@ def build(folder: Path, progress: bool) -> dict[str, Any]:
         "named": len(drawings) + merged,
         "identical_merged": merged,
         "concepts": len({drawing.concept for drawing in drawings}),
-        "held_out_variants_left_out": len(drawings) - sum(len(group) for group in short.values()),
+        "held_out_variants_left_out": len(drawings)
+        - sum(len(group) for name, group in short.items() if name != "train_concepts"),
     }
     return {"seed": SEED, "rows": counts, "drawings": figures, "dictionary": dictionary_counts}
 
@@ -108,12 +111,12 @@ def _without(drawings: Iterable[Drawing], texts: set[str]) -> list[Drawing]:
 
 
 def mine_triplets(pairs: Tables) -> dict[str, list[Triplet]]:
-    """Triplets of each split; the negatives come from training texts alone."""
+    """Triplets of each split; the negatives are texts of the same split, so that nothing held out meets training."""
     threads = os.cpu_count() or 1
     triplets: dict[str, list[Triplet]] = {name: [] for name in TRIPLET_ROWS}
     for source in _TRIPLET_SOURCES:
-        miner = Miner(pairs[source]["train"])
         for split, wanted in TRIPLET_ROWS.items():
+            miner = Miner(pairs[source][split])
             rows = {f"{row.query}\n{row.positive}": row for row in pairs[source][split]}
             (chosen,) = draw(rows, min(1.0, wanted / max(1, len(rows))))
             triplets[split].extend(miner.mine([row for key, row in rows.items() if key in chosen], threads))
@@ -134,7 +137,7 @@ def _short(drawing: Drawing) -> dict[str, Any]:
 
 
 def _long(drawings: list[Drawing], glossary: Glossary, split: str) -> list[dict[str, Any]]:
-    variants = 2 if split == "train" else 1
+    variants = 2 if split in _TRAINING else 1
     return [_image_row(drawing, compose(drawing, glossary, variants)) for drawing in drawings]
 
 

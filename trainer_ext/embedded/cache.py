@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from .errors import PACKAGES, EmbeddedDataError, require_all
 
-FORMAT = 3
+FORMAT = 4
 _NAME = "openmoji"
 
 

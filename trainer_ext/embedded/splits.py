@@ -37,14 +37,18 @@ def draw(keys: Iterable[str], *shares: float, seed: int = SEED) -> list[set[str]
 def split_drawings(drawings: list[Drawing]) -> dict[str, list[Drawing]]:
     """Train, validation, test_concepts and test_combinations; other variants of a held-out concept are left out.
 
-    A held-out concept is shown by its plainest drawing only, so that a search over it has one right answer.
+    ``train_concepts`` are the plainest training drawing of each concept: rows of train once more, for batches in which
+    all pictures show different things. A held-out concept is shown by its plainest drawing only, so that a search over
+    it has one right answer.
     """
     test, validation = draw((drawing.concept for drawing in drawings), TEST_CONCEPTS, VALIDATION_CONCEPTS)
     unseen = test | validation
     seen = [drawing for drawing in drawings if drawing.concept not in unseen]
     (combinations,) = draw((drawing.id for drawing in seen if not drawing.base), TEST_COMBINATIONS)
+    train = [drawing for drawing in seen if drawing.id not in combinations]
     return {
-        "train": [drawing for drawing in seen if drawing.id not in combinations],
+        "train": train,
+        "train_concepts": _plainest(train, {drawing.concept for drawing in train}),
         "validation": _plainest(drawings, validation),
         "test_concepts": _plainest(drawings, test),
         "test_combinations": [drawing for drawing in seen if drawing.id in combinations],
