@@ -1,0 +1,46 @@
+"""What the arguments default to and refuse, and that load_recipe knows the ones said elsewhere."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from trainer_ext.arguments import CONTRADICTIONS, SAID_ELSEWHERE, JinaCLIPTrainingArguments, training_arguments
+from trainer_ext.recipe import load_recipe
+
+
+def test_optimizer_defaults_are_the_papers(tmp_path: Path) -> None:
+    arguments = JinaCLIPTrainingArguments(output_dir=str(tmp_path))
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.adam_epsilon) == (0.9, 0.98, 1e-6)
+    assert (arguments.weight_decay, arguments.text_temperature, arguments.report_to) == (0.025, 0.05, [])
+
+
+@pytest.mark.parametrize("name", [*SAID_ELSEWHERE, *CONTRADICTIONS])
+def test_listed_names_are_arguments_of_the_base_class(name: str) -> None:
+    assert name in {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"text_temperature": 0.0}, "text_temperature is 0.0"),
+        ({"text_temperature": -0.1}, "above 0"),
+        ({"gradient_cache_chunk_size": 0}, "gradient_cache_chunk_size is 0"),
+        ({"tile_size": -4}, "tile_size is -4"),
+        ({"false_negatives": "drop"}, "false_negatives is 'drop'; use one of mask, positive, keep"),
+        ({"save_only_model": True}, "save_only_model cannot be used"),
+        ({"ignore_data_skip": True}, "other batches"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "every stage's model is kept"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_cure(tmp_path: Path, wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JinaCLIPTrainingArguments(output_dir=str(tmp_path), **wrong)
+
+
+def test_a_recipe_brings_its_training_section_and_seed(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe, ["seed=3", "max_grad_norm=0.5", "tile_size=64"])
+    arguments = training_arguments(recipe, tmp_path)
+    assert (arguments.seed, arguments.max_grad_norm, arguments.tile_size) == (3, 0.5, 64)
+    assert arguments.output_dir == str(tmp_path)
