@@ -161,7 +161,7 @@ class JinaCLIPTrainer(Trainer):
                 broadcast_object_list(figures)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures[0].items()}
         if metrics:
-            self.log(metrics)
+            self.log(dict(metrics))  # a copy: the base class adds the epoch
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

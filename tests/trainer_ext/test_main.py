@@ -41,6 +41,7 @@ def test_finished_folder_is_a_model_with_its_report(finished: Path) -> None:
     assert not [name for name in names if name.startswith(".") or name.endswith((".bin", ".pt"))]
     rows = json.loads((finished / "metrics.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["chance", "BM25", BEFORE_TRAINING, "pairs", "larger", "hard"]
+    assert {name.split("/")[0] for row in rows for name in row["metrics"]} == {"bars", "text", "hard"}
     assert [path.name for path in sorted((finished / "stages").iterdir())] == ["0-pairs", "1-larger", "2-hard"]
 
 
