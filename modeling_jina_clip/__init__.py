@@ -47,13 +47,10 @@ __all__ = [
 
 def register() -> None:
     """Make the Auto classes of transformers build this package's classes for ``model_type`` "jina_clip"."""
-    from transformers import (
-        AutoConfig,
-        AutoImageProcessor,
-        AutoModel,
-        AutoModelForZeroShotImageClassification,
-        AutoProcessor,
-    )
+    from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+
+    # Under its public name transformers before 5.18 gives a stand-in that demands torchvision.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     homes = {name: getattr(importlib.import_module(f"{__name__}.{home}"), name) for name, home in _HOMES.items()}
     for part in ("", "Text", "Vision"):

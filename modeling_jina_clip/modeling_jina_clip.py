@@ -25,6 +25,15 @@ from .modeling_jina_clip_vision import JinaCLIPVisionModel
 from .strict_loading import StrictLoadingMixin
 from .tower_initialization import InitializationReport, initialize_text, initialize_vision
 
+# isort: split
+# Used by the files above. Old versions of transformers (5.5) copy only those files of a local folder that the file of
+# the model imports itself, so each of them is named here once.
+from .checkpoint_keys import Rule as Rule
+from .image_inputs import open_image as open_image
+from .image_processing_jina_clip import JinaCLIPImageProcessor as JinaCLIPImageProcessor
+from .processing_jina_clip import JinaCLIPProcessor as JinaCLIPProcessor
+from .text_adapters import AdaptedWeight as AdaptedWeight
+
 
 @dataclass
 class JinaCLIPOutput(ModelOutput):

@@ -77,7 +77,7 @@ class TextPositions:
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """(batch, length, width) to (tokens, width) of the real tokens, when packed."""
-        return states if self.tokens is None else states.flatten(0, 1).index_select(0, self.tokens)
+        return states if self.tokens is None else _TakeRows.apply(states.flatten(0, 1), self.tokens)
 
     def pad(self, states: torch.Tensor) -> torch.Tensor:
         """Back again, with zeros for padding."""
@@ -102,6 +102,21 @@ class TextPositions:
         distance = (places[rows, None] - places[None, :]).abs()
         bias = (-self.slopes[:, None, None] * distance).to(self.dtype)  # (H, rows, L)
         return bias[None].masked_fill(hidden, lowest)
+
+
+class _TakeRows(torch.autograd.Function):
+    """``states[rows]`` for distinct rows. torch adds up gradients row by row there, which distinct rows do not need."""
+
+    @staticmethod
+    def forward(ctx, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.count = len(states)
+        return states.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.count, gradient.shape[-1]).index_copy(0, rows, gradient), None
 
 
 def text_rope(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
+from transformers import AutoModel, AutoProcessor, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from modeling_jina_clip import JinaCLIPImageProcessor, JinaCLIPModel, JinaCLIPProcessor
 
@@ -19,7 +20,8 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import numpy as np
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 folder, golden, out = sys.argv[1:]
 texts = json.load(open(golden + "/tiny_encode.json"))
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
