@@ -94,7 +94,11 @@ def resize_position_embedding(table: torch.Tensor, grid: tuple[int, int]) -> tor
 
 
 class JinaCLIPVisionPatchEmbed(nn.Module):
-    """Non-overlapping patches by a strided convolution."""
+    """Non-overlapping patches, each projected by the kernel of a strided convolution.
+
+    Written as one matrix product of flattened patches: the same sums, and in training several times faster on a CPU
+    than the convolution. What the patch size leaves over on the right and at the bottom is cut off.
+    """
 
     def __init__(self, config: JinaCLIPVisionConfig):
         super().__init__()
@@ -104,7 +108,12 @@ class JinaCLIPVisionPatchEmbed(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.proj(pixel_values).flatten(2).transpose(1, 2)  # (B, N, W)
+        size = self.patch_size
+        rows, columns = pixel_values.shape[-2] // size, pixel_values.shape[-1] // size
+        pixels = pixel_values[..., : rows * size, : columns * size]
+        patches = pixels.unflatten(3, (columns, size)).unflatten(2, (rows, size))  # (B, 3, rows, p, columns, p)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * p * p)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (B, N, W)
 
 
 class JinaCLIPVisionAttention(nn.Module):
@@ -245,7 +254,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.patch_embed.proj
+        return self.patch_embed
 
     def set_patch_dropout(self, rate: float) -> None:
         """Change the share of patches dropped in training, e.g. at a stage boundary."""

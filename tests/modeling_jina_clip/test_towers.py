@@ -173,6 +173,22 @@ def test_any_image_size_that_the_patch_divides(size: tuple[int, int]) -> None:
     assert features.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [(32, 32), (16, 48), (29, 21)])
+def test_patches_are_those_of_the_convolution_in_values_and_gradients(size: tuple[int, int]) -> None:
+    embed = vision_tower().patch_embed
+    pixels = torch.randn(2, 3, *size)
+
+    def run(output: torch.Tensor) -> list[torch.Tensor]:
+        embed.zero_grad()
+        (output * torch.arange(48)).sum().backward()
+        return [output.detach(), embed.proj.weight.grad.clone(), embed.proj.bias.grad.clone()]
+
+    ours, convolution = run(embed(pixels)), run(embed.proj(pixels).flatten(2).transpose(1, 2))
+    assert ours[0].shape == (2, (size[0] // 8) * (size[1] // 8), 48)
+    for one, other in zip(ours, convolution, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_an_image_size_that_the_patch_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="33 x 32 px cannot be cut into 8 px patches"):
         vision_tower()(torch.zeros(1, 3, 33, 32))
