@@ -21,8 +21,11 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import hub_upload
-from hub_upload import HubFolderError, build, main, manifest_differences, read_manifest, verify
+from hub_upload import HubFolderError, build, main, verify
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
+from trainer_ext.hub_folder.folder import STAMP, file_hash, manifest_differences, read_manifest, write_manifest
+from trainer_ext.hub_folder.probe import embed_probe
+from trainer_ext.hub_folder.verify import PROBE
 from trainer_ext.recipe import load_recipe
 from trainer_ext.report import Report
 from trainer_ext.run_folder import RunFolder
@@ -36,7 +39,8 @@ def run_record() -> dict[str, Any]:
     """`run.json` of a run of the demo's recipe, started in a place nobody needs to know."""
     recipe = load_recipe("openmoji")
     with tempfile.TemporaryDirectory() as place:
-        RunFolder(Path(place) / "run").claim(recipe, ["trainer", "--output_dir", "/home/somebody/secret-project"])
+        command = ["trainer", "--output_dir", "/home/somebody/secret-project"]
+        RunFolder(Path(place) / "run", recipe, command).claim()
         return json.loads((Path(place) / "run" / "run.json").read_text())
 
 
@@ -239,13 +243,13 @@ def test_verify_names_every_difference_and_loads_nothing(folder: Path, capsys: p
     shown = capsys.readouterr().out
     for line in ("extra.py is not in", "custom_st.py was changed", "tokenizer.json is missing", "NOT verified"):
         assert line in shown
-    assert not (folder / hub_upload.STAMP).exists()
+    assert not (folder / STAMP).exists()
 
 
 def test_code_of_another_version_is_not_run(folder: Path) -> None:
     """A consistent folder whose code is not this package's: nothing of it is executed."""
     (folder / "custom_st.py").write_text("raise SystemExit")
-    hub_upload.write_manifest(folder)
+    write_manifest(folder)
     assert verify(folder) == ["custom_st.py differs from the installed package"]
 
 
@@ -253,7 +257,7 @@ def test_embeddings_that_say_nothing_are_noticed(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["text_model.transformer.embeddings.word_embeddings.weight"].zero_()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    hub_upload.write_manifest(folder)
+    write_manifest(folder)
     assert verify(folder) == [f"{name} are not finite, or all alike" for name in ("texts", "encode_text")]
 
 
@@ -270,9 +274,7 @@ def test_folder_loads_without_us_and_gives_our_vectors(folder: Path, capsys: pyt
     ):
         assert way in shown
     assert "FAILED" not in shown
-    assert json.loads((folder / hub_upload.STAMP).read_text()) == {
-        "manifest": hub_upload.file_hash(folder / "manifest.json")
-    }
+    assert json.loads((folder / STAMP).read_text()) == {"manifest": file_hash(folder / "manifest.json")}
 
 
 def test_other_vectors_elsewhere_are_a_failure(
@@ -286,7 +288,7 @@ def test_other_vectors_elsewhere_are_a_failure(
     python.chmod(0o755)
     failures = verify(folder, python=python)
     assert failures == ["SentenceTransformer/mixed differ by 2.0e-05, allowed are 1e-05", "builtins was used"]
-    assert not (folder / hub_upload.STAMP).exists()
+    assert not (folder / STAMP).exists()
     python.write_text("#!/bin/sh\necho 'ImportError: too old' >&2\nexit 1\n")
     assert verify(folder, python=python) == [f"{python} exited with 1:\nImportError: too old"]
 
@@ -294,7 +296,7 @@ def test_other_vectors_elsewhere_are_a_failure(
 def write_answer(place: Path, folder: Path, error: float) -> Path:
     """What a probe would write, with an error in one vector."""
     model, processor = (part.from_pretrained(folder) for part in (JinaCLIPModel, JinaCLIPProcessor))
-    found = hub_upload.embed_probe(model, processor)
+    found = embed_probe(model, processor)
     mixed = np.concatenate([found["encode_text"], found["encode_image"]])
     mixed[7, 3] += error
     np.savez(place / "arrays.npz", **{"AutoModel/texts": found["texts"], "SentenceTransformer/mixed": mixed})
@@ -316,12 +318,11 @@ def test_command_line_reports_one_line_and_the_cure(tmp_path: Path, capsys: pyte
 def test_isolation_bites() -> None:
     """A fresh interpreter that could still import us, or connect, would prove nothing."""
     program = f"""
-import socket, sys
+import runpy, socket, sys
 sys.path.insert(0, {str(ROOT)!r})
-import hub_upload
-hub_upload.block_our_packages()
-hub_upload.block_network()
-del sys.modules["hub_upload"]
+probe = runpy.run_path({str(PROBE)!r})
+probe["block_our_packages"]()
+probe["block_network"]()
 attempts = [lambda name=name: __import__(name) for name in ("modeling_jina_clip", "trainer_ext", "hub_upload")]
 for attempt in [*attempts, lambda: socket.create_connection(("127.0.0.1", 9)), lambda: __import__("wave")]:
     try:

@@ -14,10 +14,20 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi
 
-import hub_upload
 from hub_upload import HubFolderError, build, main, push
 from modeling_jina_clip import JinaCLIPModel
 from tests.loopback_hub import MAIN, TOKEN, Blob, LoopbackHub, Refusal
+from trainer_ext.hub_folder.folder import (
+    MANIFEST,
+    PLACEHOLDER,
+    STAMP,
+    file_hash,
+    folder_files,
+    manifest_differences,
+    write_manifest,
+)
+from trainer_ext.hub_folder.probe import probe_inputs
+from trainer_ext.hub_folder.verify import PROBE
 
 REPO = "somebody/tiny-clip"
 RESOLVE = "/{repo_id}/resolve/{revision}/{filename}"
@@ -51,14 +61,14 @@ def folder(built: Path, tmp_path: Path) -> Path:
 
 
 def stamp(folder: Path) -> None:
-    text = json.dumps({"manifest": hub_upload.file_hash(folder / hub_upload.MANIFEST)})
-    (folder / hub_upload.STAMP).write_text(text)
+    text = json.dumps({"manifest": file_hash(folder / MANIFEST)})
+    (folder / STAMP).write_text(text)
 
 
 def rewrite(folder: Path) -> None:
     """A change that the manifest knows of, and `verify` does not."""
     (folder / "config.json").write_text("{}")
-    hub_upload.write_manifest(folder)
+    write_manifest(folder)
 
 
 def weights(folder: Path) -> list[Path]:
@@ -69,20 +79,20 @@ def test_push_sends_the_verified_folder_under_its_own_name(hub: LoopbackHub, bui
     address = push(built, REPO)
     there = hub.files(REPO)
     assert address.startswith(f"{hub.endpoint}/{REPO}/commit/")
-    assert set(there) == {".gitattributes", *hub_upload.folder_files(built), hub_upload.MANIFEST}
-    for name, path in hub_upload.folder_files(built).items():
+    assert set(there) == {".gitattributes", *folder_files(built), MANIFEST}
+    for name, path in folder_files(built).items():
         assert name == "README.md" or there[name] == path.read_bytes()
     card = there["README.md"].decode()
     assert f'SentenceTransformer("{REPO}"' in card
-    assert hub_upload.PLACEHOLDER not in card
-    listed = json.loads(there[hub_upload.MANIFEST])["files"]
+    assert PLACEHOLDER not in card
+    listed = json.loads(there[MANIFEST])["files"]
     assert listed == {
         name: hashlib.sha256(there[name]).hexdigest()
         for name in there
         if name not in (".gitattributes", "manifest.json")
     }
     copy = huggingface_hub.snapshot_download(REPO, local_dir=tmp_path / "copy", endpoint=hub.endpoint)
-    assert hub_upload.manifest_differences(Path(copy)) == []
+    assert manifest_differences(Path(copy)) == []
     assert not hub.repositories[REPO].private
     assert len(hub.lfs) == len(weights(built)) > 1
 
@@ -99,7 +109,7 @@ def test_pushing_again_changes_nothing(hub: LoopbackHub, built: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (lambda f: (f / hub_upload.STAMP).unlink(), "is not verified; run `hub_upload.py verify"),
+        (lambda f: (f / STAMP).unlink(), "is not verified; run `hub_upload.py verify"),
         (lambda f: (f / "config.json").write_text("{}"), "config.json was changed"),
         (lambda f: (f / "notes.txt").write_text("mine"), r"notes.txt is not in the manifest"),
         (lambda f: (f / "merges.txt").write_text("hf_" + "A1b2C3d4" * 5), "seems to hold a secret"),
@@ -143,7 +153,7 @@ def test_files_of_an_earlier_push_give_way(hub: LoopbackHub, built: Path, golden
 def test_dry_run_reads_and_writes_nothing(hub: LoopbackHub, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", str(built), "--repo_id", REPO, "--dry_run", "--private", "--tag", "v1"]) == 0
     shown = capsys.readouterr().out
-    count = len(hub_upload.folder_files(built)) + 1  # and the manifest
+    count = len(folder_files(built)) + 1  # and the manifest
     assert shown == f"{count} files to {REPO}, branch main; deletes nothing\ndry run: nothing was sent\n"
     assert hub.writes() == []
     assert hub.repositories == {}
@@ -193,7 +203,7 @@ def test_interrupted_upload_goes_on_where_it_stopped(hub: LoopbackHub, built: Pa
     hub.requests.clear()
     push(built, REPO)
     again = {call.rpartition("/")[2] for call in hub.requests if call.startswith("PUT")}
-    assert again == {hub_upload.file_hash(path) for path in weights(built)} - set(arrived)
+    assert again == {file_hash(path) for path in weights(built)} - set(arrived)
     assert set(hub.files(REPO)) > {path.name for path in weights(built)}
 
 
@@ -225,11 +235,10 @@ def test_no_access_and_no_network_end_in_one_line(
 
 
 LOAD_BACK = """
-import sys
-sys.path.insert(0, {root!r})
-import hub_upload
-texts, images = hub_upload.probe_inputs()
-hub_upload.block_our_packages()
+import runpy
+probe = runpy.run_path({probe!r})
+texts, images = probe["probe_inputs"]()
+probe["block_our_packages"]()
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
@@ -250,7 +259,7 @@ def test_model_loads_back_by_repository_id(hub: LoopbackHub, built: Path, tmp_pa
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
     environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    program = LOAD_BACK.format(root=str(Path(hub_upload.__file__).parent), repo=REPO, commit=commit)
+    program = LOAD_BACK.format(probe=str(PROBE), repo=REPO, commit=commit)
     done = subprocess.run(
         [sys.executable, "-I", "-c", program],
         cwd=tmp_path,
@@ -260,7 +269,7 @@ def test_model_loads_back_by_repository_id(hub: LoopbackHub, built: Path, tmp_pa
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    texts, images = hub_upload.probe_inputs()
+    texts, images = probe_inputs()
     model = JinaCLIPModel.from_pretrained(built)
     expected = {"texts": model.encode_text(texts), "images": model.encode_image(images)}
     expected["mixed"] = np.concatenate([expected["texts"], expected["images"]])

@@ -1,13 +1,16 @@
 """The house rules: three floors, arrows only downward. Read from the source with ``ast``, nothing is imported.
 
     examples/, tests/        may use all below; nobody uses them
-    trainer_ext | hub_upload may use the model's face, not each other
+    trainer_ext | hub_upload may use the model's face, not each other; hub_upload also has trainer_ext.hub_folder
     modeling_jina_clip       uses torch, transformers, PIL, numpy and its own siblings
+
+``trainer_ext.hub_folder`` holds the steps of ``hub_upload``. It uses no other room, and no other room uses it.
 
 Every import counts, wherever it stands: at the top, in a function, under ``TYPE_CHECKING``.
 """
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +35,9 @@ ROOMS = [
     *["evaluation_metrics", "evaluation", "evaluation_suites", "baselines", "report_pictures", "report"],
     "__main__",
 ]
+# Beside them, the steps of hub_upload; in there, too, a file may use only files that stand before it.
+HUB_FOLDER = ["errors", "probe", "installed", "folder", "card", "build", "verify", "push"]
+HUB_FOLDER_MAY_USE = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}
 # A look upward that is allowed, from inside a function only: a recipe's training keys are the fields of the arguments,
 # and the arguments of a run are made from its recipe.
 LATE = {("recipe_training", "arguments")}
@@ -103,12 +109,13 @@ def test_loader_sees_the_same_imports_as_python() -> None:
 
 
 def test_rooms_are_the_files_of_the_trainer() -> None:
-    assert {room_of(path) for path in files_of("trainer_ext")} == {*ROOMS, "__init__"}
+    assert {room_of(path) for path in files_of("trainer_ext")} == {*ROOMS, "__init__", "hub_folder"}
 
 
 @pytest.mark.parametrize("path", named(files_of("trainer_ext")))
 def test_trainer_sees_the_face_and_the_rooms_before(path: Path) -> None:
     room = room_of(path)
+    before = ROOMS[: ROOMS.index(room)] if room in ROOMS else []
     for found in imports_of(path, package_of(path)):
         where = f"{path.relative_to(ROOT)}:{found.line}"
         assert found.root not in OURS - {"modeling_jina_clip", "trainer_ext"}, f"{where}: {found.module} is above"
@@ -120,7 +127,7 @@ def test_trainer_sees_the_face_and_the_rooms_before(path: Path) -> None:
             for other in found.module.split(".")[1:2] or found.names:
                 if found.late and (room, other) in LATE:
                     continue
-                assert other == room or other in ROOMS[: ROOMS.index(room)], f"{where}: {room} may not use {other}"
+                assert other == room or other in before, f"{where}: {room} may not use {other}"
 
 
 @pytest.mark.parametrize("path", named(sorted((ROOT / "trainer_ext").glob("*losses.py"))))
@@ -129,10 +136,43 @@ def test_losses_import_torch_alone(path: Path) -> None:
     assert roots <= {"torch", "trainer_ext"}
 
 
-def test_hub_upload_sees_the_model_only() -> None:
+def test_hub_upload_sees_the_model_and_its_own_steps_only() -> None:
     for found in imports_of(ROOT / "hub_upload.py"):
-        assert found.root not in OURS - {"modeling_jina_clip"}, f"hub_upload.py:{found.line}: {found.module}"
-        assert not found.module.startswith("modeling_jina_clip."), f"hub_upload.py:{found.line}: only the face"
+        where = f"hub_upload.py:{found.line}: {found.module}"
+        assert found.root not in OURS - {"modeling_jina_clip", "trainer_ext"}, where
+        assert not found.module.startswith("modeling_jina_clip."), f"{where}: only the face"
+        assert found.root != "trainer_ext" or found.module.startswith("trainer_ext.hub_folder."), where
+
+
+def test_hub_folder_is_its_files() -> None:
+    assert {path.stem for path in files_of("trainer_ext/hub_folder")} == {*HUB_FOLDER, "__init__"}
+
+
+@pytest.mark.parametrize(
+    "path", named([ROOT / f"trainer_ext/hub_folder/{name}.py" for name in HUB_FOLDER if name != "probe"])
+)
+def test_hub_folder_sees_the_face_and_its_files_before(path: Path) -> None:
+    before = {f"trainer_ext.hub_folder.{name}" for name in HUB_FOLDER[: HUB_FOLDER.index(path.stem)]}
+    for found in imports_of(path, package_of(path)):
+        foreign = found.root in HUB_FOLDER_MAY_USE | sys.stdlib_module_names
+        assert foreign or found.module in {"modeling_jina_clip", *before}, found
+
+
+def test_probe_of_verify_stands_alone() -> None:
+    """It is run as a program where nothing of ours can be imported, and says so itself if a library is missing."""
+    for found in imports_of(ROOT / "trainer_ext" / "hub_folder" / "probe.py", "trainer_ext.hub_folder"):
+        libraries = HUB_FOLDER_MAY_USE | {"sentence_transformers"} if found.late else set()
+        assert found.root in libraries | sys.stdlib_module_names, found
+
+
+def test_command_line_of_hub_upload_loads_nothing_heavy() -> None:
+    """Wrong arguments are answered at once, and training is not needed to publish."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import hub_upload; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert loaded.isdisjoint({"modeling_jina_clip", "sentence_transformers", *HUB_FOLDER_MAY_USE})
+    ours = {name for name in loaded if name.startswith("trainer_ext.")}
+    assert ours == {"trainer_ext.hub_folder", *(f"trainer_ext.hub_folder.{name}" for name in HUB_FOLDER)}
 
 
 def test_configuration_holds_values_not_code() -> None:

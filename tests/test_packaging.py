@@ -133,7 +133,7 @@ def extras_of(path: Path) -> list[str]:
     """Return the extras that whoever uses this file has installed."""
     if path.name == "custom_st.py":
         return ["st"]
-    if path.name == "hub_upload.py":
+    if path.name == "hub_upload.py" or path.is_relative_to(ROOT / "trainer_ext" / "hub_folder"):
         return ["hub"]
     return ["train", "demo", "peft"] if path.is_relative_to(ROOT / "trainer_ext") else []
 
@@ -180,6 +180,8 @@ def test_ci_runs_what_the_readme_says() -> None:
     assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
-@pytest.mark.parametrize("path", named([*files_of("modeling_jina_clip"), *files_of("trainer_ext")]))
+@pytest.mark.parametrize(
+    "path", named([*files_of("modeling_jina_clip"), *files_of("trainer_ext"), ROOT / "hub_upload.py"])
+)
 def test_files_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

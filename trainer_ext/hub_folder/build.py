@@ -1,0 +1,81 @@
+"""The first step: a trained model becomes a folder that anyone can load without our packages."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from .card import card_text
+from .errors import HubFolderError
+from .folder import REQUIREMENTS, manifest_differences, write_json, write_manifest
+from .installed import load_checkpoint, remote_code
+
+
+def build(checkpoint: str | Path, out: str | Path, *, max_shard_size: str = "5GB", license: str = "apache-2.0") -> Path:
+    """Turn a trained model into a folder for the Hub, and return its path.
+
+    Args:
+        checkpoint: a folder written by the trainer or by ``save_pretrained`` (model and processor). Its
+            ``metrics.json`` and ``run.json``, where present, fill the model card.
+        out: the new folder. An older one that ``build`` wrote is replaced; anything else is refused.
+        max_shard_size: weights above this size are split over several files.
+        license: the licence of the weights, as the Hub spells it.
+
+    Raises:
+        HubFolderError: no safe, complete, finite weights, a secret in a file, or ``out`` holds something else.
+    """
+    checkpoint, out = Path(checkpoint).resolve(), Path(out).resolve()
+    _refuse_target(out)
+    model, processor = load_checkpoint(checkpoint)
+    card = card_text(model, processor, out.name, checkpoint, license)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        model.config.auto_map = {"AutoModelForZeroShotImageClassification": "modeling_jina_clip.JinaCLIPModel"}
+        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        processor.save_pretrained(partial)
+        processor.image_processor.save_pretrained(partial)  # preprocessor_config.json, which older readers look for
+        for path in remote_code():
+            shutil.copyfile(path, partial / path.name)
+        _write_sentence_transformers_files(partial, model.config.truncate_dim)
+        if (checkpoint / "metrics.json").is_file():
+            shutil.copyfile(checkpoint / "metrics.json", partial / "metrics.json")
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        write_manifest(partial)
+        for path in (partial, *partial.rglob("*")):  # temporary files are closed to others; this is for everyone
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _refuse_target(out: Path) -> None:
+    """Let a new name, an empty folder or a folder that ``build`` wrote pass; keep everything else from being lost."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        lost = [line for line in manifest_differences(out) if "not in the manifest" in line]
+    except HubFolderError as error:
+        lost = [str(error).partition(";")[0]]
+    if lost:
+        raise HubFolderError(f"{out} holds something else ({lost[0]}); choose another folder or move it away")
+
+
+def _write_sentence_transformers_files(folder: Path, truncate_dim: int | None) -> None:
+    """The files by which sentence-transformers finds ``custom_st.py``, and normalises what it returns."""
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "custom_st.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    # No output name: these methods return the tensor itself.
+    methods = {kind: {"method": f"get_{kind}_features", "method_output_name": None} for kind in ("text", "image")}
+    first = {"transformer_task": "feature-extraction", "module_output_name": "sentence_embedding"}
+    settings = {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None}
+    settings |= {"similarity_fn_name": "cosine", "truncate_dim": truncate_dim, "requirements": REQUIREMENTS}
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", first | {"modality_config": methods})
+    write_json(folder / "config_sentence_transformers.json", settings)
+    (folder / "1_Normalize").mkdir()
+    write_json(folder / "1_Normalize" / "config.json", {})  # the Hub keeps no empty folders

@@ -1,0 +1,136 @@
+"""The third step: exactly the verified folder becomes one commit on the Hub."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import HubFolderError
+from .folder import (
+    HUB_FILE,
+    MANIFEST,
+    REPO_ID,
+    STAMP,
+    file_hash,
+    folder_files,
+    manifest_differences,
+    read_json,
+    read_manifest,
+)
+
+
+def push(
+    out: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+) -> str:
+    """Upload a verified folder in one commit, and return the address of the commit or of the pull request.
+
+    The card's placeholder becomes ``repo_id``. An upload that was cut off is simply run again: weights that arrived
+    are not sent twice. Signing in is the Hub client's business (``hf auth login`` or ``HF_TOKEN``).
+
+    Args:
+        out: a folder that ``verify`` accepted and nobody changed since.
+        repo_id: ``name/model``; created if it does not exist.
+        private: create it private; an existing public repository is refused.
+        create_pr: open a pull request instead of committing.
+        revision: the branch, created if needed; "main" by default.
+        tag: a tag for the new commit, which must not exist yet.
+        dry_run: check everything and print the plan, but change nothing.
+        force: delete files of the repository that neither this manifest nor an earlier one knows.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    if not REPO_ID.fullmatch(repo_id):
+        raise HubFolderError(f"repo_id {repo_id!r} is not of the form name/model; give both parts")
+    if create_pr and tag:
+        raise HubFolderError("a pull request has no commit to tag yet; leave out --tag, and tag after merging")
+    content, branch, api = _verified_content(Path(out).resolve(), repo_id), revision or "main", HfApi()
+    with _hub_errors(repo_id):
+        head, remote = _remote_state(api, repo_id, branch, private, tag)
+        stale = sorted(remote - content.keys() - {HUB_FILE})
+        unknown = sorted(set(stale) - _earlier_files(api, repo_id, head, remote))
+        if unknown and not force:
+            raise HubFolderError(f"{repo_id} holds other files ({', '.join(unknown)}); delete them with --force")
+        print(f"{len(content)} files to {repo_id}, branch {branch}; deletes {', '.join(stale) or 'nothing'}")
+        if dry_run:
+            return "dry run: nothing was sent"
+        if head is None:
+            api.create_repo(repo_id, private=private or None, exist_ok=True)
+            if branch != "main":
+                api.create_branch(repo_id, branch=branch, exist_ok=True)
+        commit = api.create_commit(
+            repo_id,
+            [*(CommitOperationAdd(name, item) for name, item in content.items()), *map(CommitOperationDelete, stale)],
+            commit_message="Upload a Jina CLIP model",
+            revision=branch,
+            create_pr=create_pr,
+            parent_commit=head,  # if somebody else committed since we looked, the Hub refuses
+        )
+        if tag:
+            api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return commit.pr_url or str(commit.commit_url)
+
+
+@contextmanager
+def _hub_errors(repo_id: str) -> Iterator[None]:
+    """One clear line for whatever the client raises: no network, no access, a refused commit, a broken upload."""
+    try:
+        yield
+    except HubFolderError:
+        raise
+    except Exception as error:
+        # A failed upload wraps the Hub's own answer, which says most.
+        answers = [getattr(reason, "server_message", None) for reason in (error, error.__cause__)]
+        reason = " ".join(filter(None, [str(error).strip().partition("\n")[0], *answers]))
+        raise HubFolderError(
+            f"{repo_id}: {reason}; sign in with `hf auth login` if access was refused, else push again "
+            "(weights that arrived are not sent twice)"
+        ) from error
+
+
+def _verified_content(out: Path, repo_id: str) -> dict[str, Path | bytes]:
+    """What to upload, by name: the folder exactly as verified, with the repository's name in card and manifest."""
+    manifest, stamp = read_manifest(out), out / STAMP
+    if not stamp.is_file() or read_json(stamp)["manifest"] != file_hash(out / MANIFEST):
+        raise HubFolderError(f"{out} is not verified; run `hub_upload.py verify {out}` first")
+    if problems := manifest_differences(out):
+        raise HubFolderError(f"{out} changed after it was verified ({problems[0]}); build and verify it again")
+    files = folder_files(out)
+    card = files["README.md"].read_bytes().replace(manifest["repo_id"].encode(), repo_id.encode())
+    manifest["files"]["README.md"] = hashlib.sha256(card).hexdigest()
+    pushed = json.dumps(manifest | {"repo_id": repo_id}, indent=2) + "\n"
+    return {**files, "README.md": card, MANIFEST: pushed.encode()}
+
+
+def _remote_state(api: Any, repo_id: str, branch: str, private: bool, tag: str | None) -> tuple[str | None, set[str]]:
+    """Head commit and file names of the branch; (None, nothing) if there is no such repository or branch yet."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        if private and not api.model_info(repo_id).private:
+            raise HubFolderError(f"{repo_id} exists and is public; make it private on the Hub or leave out --private")
+        if tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
+            raise HubFolderError(f"{repo_id} has a tag {tag} already; choose another")
+        info = api.model_info(repo_id, revision=branch)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return None, set()
+    return info.sha, {item.rfilename for item in info.siblings or []}
+
+
+def _earlier_files(api: Any, repo_id: str, head: str | None, remote: set[str]) -> set[str]:
+    """Names of the files that an earlier push put there: those may be replaced without asking."""
+    if MANIFEST not in remote:
+        return set()
+    try:
+        return {MANIFEST, *read_manifest(Path(api.hf_hub_download(repo_id, MANIFEST, revision=head)).parent)["files"]}
+    except HubFolderError:
+        return set()
