@@ -33,6 +33,7 @@ from .image_inputs import open_image as open_image
 from .image_processing_jina_clip import JinaCLIPImageProcessor as JinaCLIPImageProcessor
 from .processing_jina_clip import JinaCLIPProcessor as JinaCLIPProcessor
 from .text_adapters import AdaptedWeight as AdaptedWeight
+from .text_positions import TextPositions as TextPositions
 
 
 @dataclass

@@ -20,8 +20,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_jina_clip import JinaCLIPVisionConfig
-from .modeling_jina_clip_text import attention_dtype, eager_attention_forward
+from .modeling_jina_clip_text import eager_attention_forward
 from .strict_loading import StrictLoadingMixin
+from .text_positions import attention_dtype
 
 ROPE_THETA = 10000.0
 
