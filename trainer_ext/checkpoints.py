@@ -77,8 +77,9 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def keep_newest(run: Path, limit: int | None) -> None:
-    """Delete all checkpoints but the ``limit`` newest; None keeps every one."""
-    for path in checkpoints_of(run)[: -limit if limit else 0]:
+    """Delete all checkpoints but the ``limit`` newest (None keeps every one), and what killed writes have left."""
+    leftovers = run.glob(f".checkpoint-*{PARTIAL_SUFFIX}")
+    for path in [*checkpoints_of(run)[: -limit if limit else 0], *leftovers]:
         shutil.rmtree(path)
 
 

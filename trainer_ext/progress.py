@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 def log_line(logs: dict[str, Any], step: int, steps: int) -> str:
@@ -37,3 +37,19 @@ class StageProgressCallback(ProgressCallback):
         self.training_bar.write(log_line(logs, state.global_step, state.max_steps))
         losses = [f"{side} {logs[f'loss_{side}']:.2f}" for side in ("image_text", "text") if f"loss_{side}" in logs]
         self.training_bar.set_postfix_str(", ".join([logs["stage"], *losses]))
+
+
+class StagePrinterCallback(PrinterCallback):
+    """The same lines where no bar is wanted (``disable_tqdm``)."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print the line of a training step."""
+        if state.is_world_process_zero and "loss" in (logs or {}):
+            print(log_line(logs, state.global_step, state.max_steps), flush=True)

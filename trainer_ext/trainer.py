@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
 from trainer_ext.collator import JointCollator
@@ -33,7 +41,7 @@ from trainer_ext.gradient_cache import Side, cached_embeddings, split_rows
 from trainer_ext.losses import clamped_temperature
 from trainer_ext.objective import JointObjective, embed, encoder_inputs
 from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, stage_scheduler
-from trainer_ext.progress import StageProgressCallback
+from trainer_ext.progress import StagePrinterCallback, StageProgressCallback
 from trainer_ext.recipe import Recipe
 from trainer_ext.stages import StageCallback, image_parameters
 
@@ -82,9 +90,9 @@ class JinaCLIPTrainer(Trainer):
         self._stage_name = recipe.stages[0].name
         self.add_callback(StageCallback(recipe.stages, self.model.config.vision_config.patch_dropout))
         self.add_callback(FiniteGradientsCallback())
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(StageProgressCallback())
+        for stock in (ProgressCallback, PrinterCallback):
+            self.remove_callback(stock)
+        self.add_callback(StagePrinterCallback if self.args.disable_tqdm else StageProgressCallback)
 
     def get_train_dataloader(self) -> DataLoader:
         """One loader over the whole run, not prepared by accelerate: the plan knows this process's share already."""

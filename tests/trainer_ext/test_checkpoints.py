@@ -105,7 +105,8 @@ def test_a_half_written_checkpoint_is_named(tmp_path: Path) -> None:
 def test_the_newest_are_kept_by_step_not_by_name(tmp_path: Path, limit: int | None, kept: list[int]) -> None:
     for step in (9, 10, 2):
         make_checkpoint(tmp_path, step)
+    partial_path(tmp_path / "checkpoint-11").mkdir()
     (tmp_path / "checkpoint-best").mkdir()  # not a step: not ours to delete
     keep_newest(tmp_path, limit)
     assert [path.name for path in checkpoints_of(tmp_path)] == [f"checkpoint-{step}" for step in kept]
-    assert (tmp_path / "checkpoint-best").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {*(f"checkpoint-{step}" for step in kept), "checkpoint-best"}

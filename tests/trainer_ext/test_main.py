@@ -1,7 +1,10 @@
 """The command line on the tiny run: what a finished folder holds, and every way to be told no."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -208,3 +211,30 @@ def test_a_broken_image_is_named_in_one_line(
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "broken.parquet, row" in message
     assert "cannot be decoded" in message
+
+
+@pytest.mark.slow
+def test_torchrun_ends_in_the_same_folder(finished: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    """Two processes by the real launcher: one writes, and dropout off, the weights are those of one process."""
+    quiet = [f"stages.{stage}.patch_dropout=0.0" for stage in range(3)] + [
+        f"stages.{stage}.learning_rate=1e-3" for stage in range(3)
+    ]
+    preset = json.loads((tiny_recipe.parent / "model.json").read_text())
+    preset["text_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "model.json").write_text(json.dumps(preset))
+    overrides = [*quiet, f"model={tmp_path / 'model.json'}"]
+    assert main([str(tiny_recipe), "--output_dir", str(tmp_path / "one"), *overrides]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "trainer_ext", str(tiny_recipe), "--output_dir", str(tmp_path / "two"), *overrides]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("the finished model is") == 1
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0.0, atol=1e-6)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode != 0
+    assert "error: " in again.stderr
+    assert "already holds a run" in again.stderr
