@@ -61,6 +61,12 @@ def _rank(rank: int, port: int, job: Callable[..., object], arguments: tuple[obj
     os._exit(0)  # taking DDP and gloo down by hand may wait for a process that has gone
 
 
+def settle() -> None:
+    """One thread, as in the tests; and a loader's workers are children of the job, so that they end with it."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)
+
+
 def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -84,14 +90,14 @@ def noisy_evaluation(model: Any, processor: Any) -> dict[str, float]:
 
 def train_until_killed(recipe: Path, folder: Path, overrides: list[str], steps: int) -> None:
     """Dies after ``steps`` steps."""
-    torch.set_num_threads(1)
+    settle()
     callbacks = [KillAfter(steps)]
     RunFactory(recipe)(folder, *overrides, callbacks=callbacks, evaluate_fn=noisy_evaluation).train()
 
 
 def train_until_killed_in_checkpoint(recipe: Path, folder: Path, overrides: list[str], name: str) -> None:
     """Dies while a checkpoint is written: half of its weights are there."""
-    torch.set_num_threads(1)
+    settle()
     real = checkpoints.seal
 
     def seal(folder: Path) -> None:
@@ -109,7 +115,7 @@ def train_rank(
     recipe: Path, folder: Path, overrides: list[str], dropout: float = 0.1, resume_from: Path | None = None
 ) -> None:
     """Trains as one of two ranks and leaves its log in ``folder``."""
-    torch.set_num_threads(1)
+    settle()
     made = RunFactory(recipe)(folder, *overrides, dropout=dropout, evaluate_fn=noisy_evaluation)
     trained(made, resume_from)
     torch.save(entries_of(made), folder / f"log-{made.args.process_index}.pt")
@@ -131,7 +137,7 @@ def tiny_suite(name: str) -> list[Task]:
 
 def run_command_until_killed(command: list[str], steps: int) -> None:
     """The command line, dying after ``steps`` steps."""
-    torch.set_num_threads(1)
+    settle()
 
     class Killed(JinaCLIPTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
