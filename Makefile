@@ -8,7 +8,7 @@ VENV ?= .venv
 RUN ?= outputs/openmoji
 HUB ?= outputs/openmoji-hub
 ARGS ?=
-QUERIES ?= "flag of a country" "a person playing a sport" "an animal" "something to eat"
+QUERIES ?= "clock" "a green book" "a smiling cat" "a face with a smile" "flag of a country"
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
