@@ -34,6 +34,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from modeling_jina_clip import JinaCLIPProcessor
 from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
 from trainer_ext.collator import JointCollator
 from trainer_ext.data_mixing import JointBatchPlan, JointDataset
@@ -75,11 +76,18 @@ class JinaCLIPTrainer(Trainer):
     # compute_loss returns the mean over a micro-batch; the base class divides by the number of accumulated ones.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, recipe: Recipe, evaluate_fn: Evaluate | None = None, **kwargs: Any) -> None:
-        kwargs.setdefault("data_collator", JointCollator(kwargs["processing_class"], recipe.stages))
+    def __init__(
+        self,
+        *args: Any,
+        recipe: Recipe,
+        processing_class: JinaCLIPProcessor,
+        evaluate_fn: Evaluate | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("data_collator", JointCollator(processing_class, recipe.stages))
         if evaluate_fn is not None:  # it brings its own data, but the base class insists on some
             kwargs.setdefault("eval_dataset", {})
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, processing_class=processing_class, **kwargs)
         self.recipe = recipe
         self.evaluate_fn = evaluate_fn
         self.args.learning_rate = peak_learning_rate(recipe.stages)
