@@ -55,7 +55,8 @@ test: $(STAMP) ## the tests and the doctests, without the slow ones and those th
 test-slow: $(STAMP) ## the slow tests: whole runs, several processes, fresh environments
 	$(OFFLINE) $(PY) -m pytest -q -m 'slow and not gpu' $(ARGS)
 
-bench: $(STAMP) ## memory and time of the losses, plain and tiled
+bench: $(STAMP) ## a training step's attention and packing; memory and time of the losses, plain and tiled
+	$(PY) benchmarks/training_step.py
 	$(PY) benchmarks/loss_memory.py
 
 check: $(STAMP) ## ruff: rules and format

@@ -55,6 +55,7 @@ def test_installed_package_finds_its_own_configuration(tmp_path: Path) -> None:
     """The layout of the wheel: values inside trainer_ext, and no checkout anywhere near."""
     package = tmp_path / "site" / "trainer_ext"
     package.mkdir(parents=True)
+    (package / "__init__.py").touch()  # a whole package, or an editable install further down the path would win
     shutil.copy(ROOT / "trainer_ext" / "resources.py", package)
     shutil.copytree(ROOT / "configuration", package / "configuration")
     script = "from trainer_ext.resources import find_resource; print(find_resource('recipes', 'openmoji'))"
