@@ -1,6 +1,8 @@
 """Raw inputs to vectors: ``encode_text`` and ``encode_image`` with the published signatures and defaults."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -78,18 +80,17 @@ class EncodingMixin:
         prompted = [instruction + sentence for sentence in sentences]
         rows = tokenizer(prompted, return_token_type_ids=False, **options)["input_ids"] if sentences else []
 
-        def embed(indices: list[int]) -> torch.Tensor:
-            batch = tokenizer.pad(
+        def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
+            return tokenizer.pad(
                 {"input_ids": [rows[i] for i in indices]},
                 padding=padding,
                 max_length=options["max_length"] if padding == "max_length" else None,
                 return_tensors="pt",
             )
-            return self.get_text_features(**batch.to(device or self.device))
 
         batches = token_budget_batches([len(row) for row in rows], batch_size)
-        embeddings = self._encode(batches, embed, len(rows), show_progress_bar, device)
-        embeddings = _finish(embeddings, truncate_dim or self.config.truncate_dim, normalize_embeddings)
+        embeddings = self._encode(batches, prepare, self.get_text_features, show_progress_bar, device)
+        embeddings = self._finish(embeddings, truncate_dim, normalize_embeddings)
         return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
 
     @torch.inference_mode()
@@ -110,13 +111,14 @@ class EncodingMixin:
         """
         single, images = _as_list(images, None)
 
-        def embed(indices: list[int]) -> torch.Tensor:
-            batch = self.processor.image_processor([images[i] for i in indices], return_tensors="pt")
-            return self.get_image_features(batch["pixel_values"].to(device or self.device))
+        def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
+            return self.processor.image_processor([images[i] for i in indices], return_tensors="pt")
 
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
         batches = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
-        embeddings = self._encode(batches, embed, len(images), show_progress_bar, device)
-        embeddings = _finish(embeddings, truncate_dim or self.config.truncate_dim, normalize_embeddings)
+        embeddings = self._encode(batches, prepare, self.get_image_features, show_progress_bar, device)
+        embeddings = self._finish(embeddings, truncate_dim, normalize_embeddings)
         return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
 
     def _instruction(self, task: str | None) -> str:
@@ -136,23 +138,56 @@ class EncodingMixin:
     def _encode(
         self,
         batches: list[list[int]],
-        embed: Callable[[list[int]], torch.Tensor],
-        count: int,
+        prepare: Callable[[list[int]], Mapping[str, torch.Tensor]],
+        features: Callable[..., torch.Tensor],
         show_progress_bar: bool | None,
         device: torch.device | str | None,
     ) -> torch.Tensor:
-        """Run ``embed`` over ``batches`` of indices in evaluation mode; (count, dim) float32 on the CPU, in order."""
+        """Features of all ``batches`` of indices in evaluation mode: (count, dim) float32 on the CPU, in order."""
         if device is not None:
             self.to(device)
         was_training = self.training
         self.eval()
-        embeddings = torch.empty(count, self.config.projection_dim)
+        embeddings = torch.empty(sum(map(len, batches)), self.config.projection_dim)
+        show = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
+        bar = tqdm(prepared_ahead(batches, prepare), "Encoding", len(batches), unit="batch", disable=not show)
         try:
-            for indices in _progress(batches, show_progress_bar):
-                embeddings[indices] = embed(indices).float().cpu()
+            for indices, inputs in bar:
+                inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+                embeddings[indices] = features(**inputs).float().cpu()
         finally:
             self.train(was_training)
         return embeddings
+
+    def _finish(self, embeddings: torch.Tensor, truncate_dim: int | None, normalize: bool) -> torch.Tensor:
+        """The first dimensions, by default as many as the config says, then unit length."""
+        truncate_dim = self.config.truncate_dim if truncate_dim is None else truncate_dim
+        if truncate_dim is not None:
+            if not 0 < truncate_dim <= embeddings.shape[-1]:
+                raise ValueError(f"truncate_dim={truncate_dim} must lie in 1..{embeddings.shape[-1]}")
+            embeddings = embeddings[:, :truncate_dim]
+        return F.normalize(embeddings, dim=-1) if normalize else embeddings
+
+
+def prepared_ahead(batches: Sequence[Any], prepare: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    """Each batch with what ``prepare`` makes of it, made in a thread while the caller works on the batch before.
+
+    An error of ``prepare`` is raised at its batch.
+
+    Example::
+
+        >>> list(prepared_ahead([1, 2, 3], lambda number: number * number))
+        [(1, 1), (2, 4), (3, 9)]
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting: deque[tuple[Any, Future]] = deque()
+        for batch in batches:
+            waiting.append((batch, pool.submit(prepare, batch)))
+            if len(waiting) > 1:
+                ready, future = waiting.popleft()
+                yield ready, future.result()
+        for ready, future in waiting:
+            yield ready, future.result()
 
 
 def token_budget_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -183,24 +218,11 @@ def token_budget_batches(lengths: Sequence[int], batch_size: int) -> list[list[i
     return batches
 
 
-def _progress(batches: list[list[int]], show: bool | None) -> Iterator[list[int]]:
-    show = logger.getEffectiveLevel() <= logging.INFO if show is None else show
-    return tqdm(batches, desc="Encoding", unit="batch", disable=not show)
-
-
 def _as_list(inputs: Any, scalar: type | None) -> tuple[bool, list]:
     if isinstance(inputs, (list, tuple)):
         return False, list(inputs)
     is_batch = hasattr(inputs, "ndim") and (inputs.ndim == 4 or (scalar is str and inputs.ndim == 1))
     return (False, list(inputs)) if is_batch else (True, [inputs])
-
-
-def _finish(embeddings: torch.Tensor, truncate_dim: int | None, normalize: bool) -> torch.Tensor:
-    if truncate_dim is not None:
-        if not 0 < truncate_dim <= embeddings.shape[-1]:
-            raise ValueError(f"truncate_dim={truncate_dim} must lie in 1..{embeddings.shape[-1]}")
-        embeddings = embeddings[:, :truncate_dim]
-    return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
 
 def _convert(

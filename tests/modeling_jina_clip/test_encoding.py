@@ -1,5 +1,6 @@
 """encode_text and encode_image: order, shapes, conversions, limits. Golden values are in test_golden.py."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
-from modeling_jina_clip.encoding_jina_clip import TOKENS_PER_ROW, token_budget_batches
+from modeling_jina_clip.encoding_jina_clip import TOKENS_PER_ROW, prepared_ahead, token_budget_batches
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +74,47 @@ def test_a_string_is_a_text_even_when_it_names_a_file(model: JinaCLIPModel, tmp_
     [
         (lambda m: m.encode_text([3]), TypeError, "takes strings, got int"),
         (lambda m: m.encode_text(["a"], truncate_dim=65), ValueError, r"truncate_dim=65 must lie in 1..64"),
+        (lambda m: m.encode_text(["a"], truncate_dim=0), ValueError, "truncate_dim=0 must lie in"),
         (lambda m: m.encode_text(["a"], batch_size=0), ValueError, "batch_size=0"),
+        (lambda m: m.encode_image([b""], batch_size=0), ValueError, "batch_size=0"),
         (lambda m: m.encode_image(["https://example.com/a.png"]), ValueError, "URLs are not fetched"),
     ],
 )
 def test_bad_input(model: JinaCLIPModel, call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(model)
+
+
+def test_the_next_batch_is_prepared_while_this_one_is_in_use() -> None:
+    prepared: list[int] = []
+    second = threading.Event()
+
+    def prepare(batch: int) -> int:
+        prepared.append(batch)
+        if batch == 2:
+            second.set()
+        return batch * 10
+
+    batches = prepared_ahead([1, 2, 3, 4], prepare)
+    assert next(batches) == (1, 10)
+    assert second.wait(timeout=30)  # before anybody asked for it
+    assert 4 not in prepared  # and no further: images of all batches would fill the memory
+    assert list(batches) == [(2, 20), (3, 30), (4, 40)]
+
+
+def test_an_image_that_cannot_be_read_ends_the_call_and_names_itself(model: JinaCLIPModel, golden: Path) -> None:
+    model.train()
+    good = golden / "images" / "gray_257x190.png"
+    with pytest.raises(ValueError, match="image 1: 3 bytes is not an image"):
+        model.encode_image([good, good, good, b"abc"], batch_size=2)
+    assert model.training
+    model.eval()
+
+
+def test_truncation_of_the_config_is_the_default(golden: Path) -> None:
+    model = JinaCLIPModel.from_pretrained(golden / "tiny_model", truncate_dim=16)
+    assert model.encode_text(["a cat"]).shape == (1, 16)
+    assert model.encode_text(["a cat"], truncate_dim=64).shape == (1, 64)
 
 
 def test_a_model_made_in_memory_asks_for_its_processor() -> None:
