@@ -76,7 +76,7 @@ def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             _check_pixels(image, name)
-            return ImageOps.exif_transpose(image.copy() if not image.info.get("exif") else image)
+            return ImageOps.exif_transpose(image)  # a decoded copy in any case
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not an image in a known format.") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
