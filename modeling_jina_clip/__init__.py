@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .configuration_jina_clip import JinaCLIPConfig, JinaCLIPTextConfig, JinaCLIPVisionConfig
     from .image_processing_jina_clip import JinaCLIPImageProcessor
     from .modeling_jina_clip import JinaCLIPModel, JinaCLIPOutput, JinaCLIPPreTrainedModel
+    from .modeling_jina_clip_masked_lm import JinaCLIPTextForMaskedLM
     from .modeling_jina_clip_text import JinaCLIPTextModel
     from .modeling_jina_clip_vision import JinaCLIPVisionModel
     from .processing_jina_clip import JinaCLIPProcessor
@@ -26,6 +27,7 @@ _HOMES = {
     "JinaCLIPModel": "modeling_jina_clip",
     "JinaCLIPOutput": "modeling_jina_clip",
     "JinaCLIPPreTrainedModel": "modeling_jina_clip",
+    "JinaCLIPTextForMaskedLM": "modeling_jina_clip_masked_lm",
     "JinaCLIPTextModel": "modeling_jina_clip_text",
     "JinaCLIPVisionModel": "modeling_jina_clip_vision",
     "JinaCLIPProcessor": "processing_jina_clip",
@@ -38,6 +40,7 @@ __all__ = [
     "JinaCLIPPreTrainedModel",
     "JinaCLIPProcessor",
     "JinaCLIPTextConfig",
+    "JinaCLIPTextForMaskedLM",
     "JinaCLIPTextModel",
     "JinaCLIPVisionConfig",
     "JinaCLIPVisionModel",
@@ -47,7 +50,13 @@ __all__ = [
 
 def register() -> None:
     """Make the Auto classes of transformers build this package's classes for ``model_type`` "jina_clip"."""
-    from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForMaskedLM,
+        AutoModelForZeroShotImageClassification,
+        AutoProcessor,
+    )
 
     # Under its public name transformers before 5.18 gives a stand-in that demands torchvision.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -63,6 +72,9 @@ def register() -> None:
     config, processor, image_processor = (
         homes[f"JinaCLIP{part}"] for part in ("Config", "Processor", "ImageProcessor")
     )
+    masked_lm = homes["JinaCLIPTextForMaskedLM"]
+    AutoModelForMaskedLM.register(homes["JinaCLIPTextConfig"], masked_lm, exist_ok=True)
+    masked_lm.register_for_auto_class("AutoModelForMaskedLM")
     AutoModelForZeroShotImageClassification.register(config, homes["JinaCLIPModel"], exist_ok=True)
     AutoProcessor.register(config, processor, exist_ok=True)
     AutoImageProcessor.register(config, slow_image_processor_class=image_processor, exist_ok=True)

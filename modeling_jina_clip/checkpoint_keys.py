@@ -5,7 +5,7 @@ over without a word; names that have no place here are dropped by a rule that sa
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -65,6 +65,34 @@ JINA_BERT = [
     Rule(_VISION_SIDE),
 ]
 
+# Jina-XLM-RoBERTa as jina-clip-v2 and jina-embeddings-v3 name it, which is how we do. With task adapters or without.
+JINA_XLM_ROBERTA = [
+    Rule(
+        r"(?:(?:text_model\.)?transformer\.)?roberta\.((?:embeddings|emb_ln|encoder)\..*)", (r"transformer.roberta.\1",)
+    ),
+    Rule(r"(?:(?:text_model\.)?transformer\.)?roberta\.pooler\..*|(?:cls|lm_head)\..*"),
+    Rule(_VISION_SIDE),
+]
+
+
+def _with_head(table: list[Rule], transformer: str) -> list[Rule]:
+    """The table of a tower for ``JinaCLIPTextForMaskedLM``: the head is kept.
+
+    Some files hold the tensors that the head shares under both names.
+    """
+    head = r"cls\.predictions\."
+    return [
+        Rule(head + r"transform\.dense\.(weight|bias)", (r"cls.predictions.transform.dense.\1",)),
+        Rule(
+            head + r"transform\.(?:LayerNorm|layer_norm)\.(weight|bias)",
+            (r"cls.predictions.transform.LayerNorm.\1",),
+        ),
+        Rule(head + r"(?:decoder\.)?bias", (r"cls.predictions.decoder.bias",)),
+        Rule(head + r"decoder\.weight", (rf"text_model.{transformer}.embeddings.word_embeddings.weight",)),
+        *(replace(rule, targets=tuple("text_model." + target for target in rule.targets)) for rule in table),
+    ]
+
+
 _BLOCK = _VISION + r"blocks\.(\d+)\."
 
 # EVA02 with the names of EVA-CLIP (arXiv 2303.15389), which the published jina-clip files share.
@@ -102,15 +130,19 @@ TIMM_EVA02 = [
     Rule(_TEXT_SIDE),
 ]
 
-TEXT_TABLES = {"JinaBERT": JINA_BERT}
+TEXT_TABLES = {"JinaBERT": JINA_BERT, "Jina-XLM-RoBERTa": JINA_XLM_ROBERTA}
+MASKED_LM_TABLES = {
+    "JinaBERT": _with_head(JINA_BERT, "transformer"),
+    "Jina-XLM-RoBERTa": _with_head(JINA_XLM_ROBERTA, "transformer.roberta"),
+}
 VISION_TABLES = {"EVA-CLIP": EVA_CLIP, "timm": TIMM_EVA02}
 
 
 def convert(weights: dict[str, torch.Tensor], table: list[Rule]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Rename, stack and cut ``weights`` by ``table``: our names with their tensors, and the names dropped on purpose.
 
-    Raises ``ValueError`` listing the names that no rule knows, two sources for one target, or a third of a fused layer
-    that is missing.
+    Raises ``ValueError`` listing the names that no rule knows, two different tensors for one target, or a third
+    of a fused layer that is missing.
 
     Example::
 
@@ -135,8 +167,10 @@ def convert(weights: dict[str, torch.Tensor], table: list[Rule]) -> tuple[dict[s
         else:
             pieces = tensor.chunk(len(targets)) if len(targets) > 1 else (tensor,)
             for target, piece in zip(targets, pieces, strict=True):
-                if target in converted:
-                    raise ValueError(f"two tensors of the checkpoint become {target!r}, the second is {name!r}")
+                if target in converted and not torch.equal(converted[target], piece):
+                    raise ValueError(
+                        f"two tensors of the checkpoint become {target!r} and differ, the second is {name!r}"
+                    )
                 converted[target] = piece
     incomplete = [target for target, found in parts.items() if len(found) != 3]
     if unknown or incomplete:

@@ -85,6 +85,7 @@ class JinaCLIPTextConfig(PretrainedConfig):
     proj_type: str | None = None
     proj_bias: bool = False
     pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
     rotary_emb_base: float | int = 20000.0
     lora_adaptations: list[str] | None = None
     lora_rank: int = 4

@@ -215,7 +215,7 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     _supports_flash_attn = False
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": JinaCLIPTextLayer, "attentions": JinaCLIPTextAttention}
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$"]
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$", r"^cls\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -6,6 +6,14 @@ from typing import Any
 class StrictLoadingMixin:
     """Put before ``PreTrainedModel``: ``from_pretrained`` raises where transformers would only report."""
 
+    def post_init(self) -> None:
+        """As ``PreTrainedModel.post_init``, but names that a part may ignore are not ignored by the whole.
+
+        A tower leaves the other side of a composite file alone; transformers hands that list up to the composite.
+        """
+        super().post_init()
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As ``PreTrainedModel.from_pretrained``, but missing, unexpected or misshapen tensors raise ``ValueError``.

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from .checkpoint_keys import TEXT_TABLES, VISION_TABLES, Rule, choose_table, convert
+from .checkpoint_keys import MASKED_LM_TABLES, TEXT_TABLES, VISION_TABLES, Rule, choose_table, convert
 from .modeling_jina_clip_vision import resize_position_embedding
 
 # Not in every source: EVA02's MIM models have no LayerNorm inside attention, and none has our projections.
-MAY_STAY_FRESH = re.compile(r"(?:proj|head)\..*|blocks\.\d+\.attn\.inner_attn_ln\..*")
+MAY_STAY_FRESH = re.compile(r"(?:text_model\.)?(?:proj|head)\..*|blocks\.\d+\.attn\.inner_attn_ln\..*")
+
+_HEAD = "cls.predictions."  # of a masked language model
 
 
 @dataclass
@@ -46,6 +48,14 @@ def initialize_vision(tower: nn.Module, source: str | Path | Mapping[str, torch.
     return _initialize(tower, _read(source), VISION_TABLES)
 
 
+def initialize_masked_lm(model: nn.Module, source: str | Path | Mapping[str, torch.Tensor]) -> InitializationReport:
+    """Set a ``JinaCLIPTextForMaskedLM`` as ``initialize_text`` would, and its head where ``source`` has one.
+
+    A head stays fresh as a whole or not at all: a part of one raises ``ValueError``.
+    """
+    return _initialize(model, _read(source), MASKED_LM_TABLES)
+
+
 def _initialize(
     tower: nn.Module, weights: Mapping[str, torch.Tensor], tables: dict[str, list[Rule]]
 ) -> InitializationReport:
@@ -53,7 +63,12 @@ def _initialize(
     parameters = dict(tower.named_parameters())
     report = InitializationReport(dropped=dropped)
     homeless = sorted(converted.keys() - parameters.keys())
-    missing = sorted(name for name in parameters.keys() - converted.keys() if not MAY_STAY_FRESH.fullmatch(name))
+    has_head = any(name.startswith(_HEAD) for name in converted)
+    missing = sorted(
+        name
+        for name in parameters.keys() - converted.keys()
+        if not MAY_STAY_FRESH.fullmatch(name) and (has_head or not name.startswith(_HEAD))
+    )
     if homeless or missing:
         raise ValueError(
             f"the checkpoint does not fit {type(tower).__name__}: without a parameter here: {_some(homeless)}; "

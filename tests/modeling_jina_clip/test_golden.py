@@ -134,6 +134,15 @@ def test_stored_rotary_tables_are_ignored_wherever_they_lie(
     [
         (lambda w: w.pop("vision_model.norm.weight"), "1 missing keys: vision_model.norm.weight"),
         (lambda w: w.update(extra=torch.zeros(2)), "1 unexpected keys: extra"),
+        # Names that a tower alone would leave to the other one.
+        (
+            lambda w: w.update({"vision_model.blocks.9.norm1.bias": torch.zeros(64)}),
+            "1 unexpected keys: vision_model.blocks.9.norm1.bias",
+        ),
+        (
+            lambda w: w.update({"text_model.transformer.pooler.bias": torch.zeros(64)}),
+            "1 unexpected keys: text_model.transformer.pooler.bias",
+        ),
         (
             lambda w: w.update({"vision_model.norm.weight": torch.zeros(63)}),
             r"vision_model.norm.weight \(checkpoint \(63,\), model \(64,\)\)",

@@ -180,8 +180,16 @@ def test_a_missing_third_of_a_fused_layer_is_refused(golden: Path) -> None:
     del weights["encoder.layer.1.attention.self.key.bias"]
     with pytest.raises(ValueError, match=r"incomplete query, key and value for .*layers.1.mixer.Wqkv.bias"):
         convert(weights, JINA_BERT)
+
+
+def test_one_tensor_under_two_names_is_taken_once_unless_they_differ(golden: Path) -> None:
+    weights = load_file(golden / "jina_bert_v2_style.safetensors")
+    expected, _ = convert(weights, JINA_BERT)
     weights["bert.emb_ln.bias"] = weights["embeddings.LayerNorm.bias"]
-    with pytest.raises(ValueError, match=r"two tensors of the checkpoint become 'transformer.emb_ln.bias'"):
+    converted, _ = convert(weights, JINA_BERT)
+    assert converted.keys() == expected.keys()
+    weights["bert.emb_ln.bias"] = weights["embeddings.LayerNorm.bias"] + 1
+    with pytest.raises(ValueError, match=r"become 'transformer.emb_ln.bias' and differ, the second is 'bert.emb_ln"):
         convert(weights, JINA_BERT)
 
 

@@ -1,0 +1,243 @@
+"""The masked-language-model head: its loss, its shared weights, its files, and pre-training with the stock Trainer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from modeling_jina_clip import JinaCLIPTextConfig, JinaCLIPTextForMaskedLM, JinaCLIPTextModel
+
+SIZES = {"embed_dim": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+ROTARY = {"position_embedding_type": "rotary", "mlp_type": "mlp", "layer_norm_eps": 1e-5}
+
+
+def fresh(**changes) -> JinaCLIPTextForMaskedLM:
+    torch.manual_seed(0)
+    return JinaCLIPTextForMaskedLM(JinaCLIPTextConfig(**{**SIZES, "vocab_size": 1000, **changes})).eval()
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three texts of 9, 5 and 3 tokens, six of them to be guessed."""
+    torch.manual_seed(1)
+    ids = torch.randint(5, 1000, (3, 9))
+    mask = (torch.arange(9) < torch.tensor([[9], [5], [3]])).long()
+    labels = torch.full_like(ids, -100)
+    for row, column in ((0, 1), (0, 2), (0, 8), (1, 0), (2, 2), (2, 1)):
+        labels[row, column] = ids[row, column]
+        ids[row, column] = 4
+    return ids * mask, mask, labels
+
+
+@pytest.mark.parametrize("kind", [{}, ROTARY], ids=["alibi", "rotary"])
+def test_loss_is_the_plain_cross_entropy_of_all_positions(kind: dict) -> None:
+    """Values and gradients: the fast path that skips positions without a label against the one that does not."""
+    ids, mask, labels = batch()
+    model = fresh(**kind)
+    plain = model(ids, mask).logits  # (3, 9, 1000)
+    assert plain.shape == (3, 9, 1000)
+    per_token = -plain.log_softmax(-1)[labels != -100].gather(1, labels[labels != -100][:, None])
+    assert per_token.std() > 0.05
+    expected = torch.autograd.grad(per_token.mean(), list(model.parameters()))
+    output = model(ids, mask, labels=labels)
+    torch.testing.assert_close(output.loss, per_token.mean(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(output.logits, plain[labels != -100], rtol=0, atol=1e-5)
+    for gradient, (name, parameter) in zip(expected, model.named_parameters(), strict=True):
+        found = torch.autograd.grad(output.loss, parameter, retain_graph=True)[0]
+        torch.testing.assert_close(found, gradient, rtol=0, atol=1e-6, msg=name)
+    assert model(ids, mask, labels=labels, num_items_in_batch=24).loss.item() == pytest.approx(
+        6 / 24 * output.loss.item(), rel=1e-6
+    )
+
+
+def test_padded_texts_are_as_good_as_alone() -> None:
+    ids, mask, labels = batch()
+    model = fresh()
+    together = model(ids, mask, labels=labels)
+    alone = [model(i[None, : m.sum()], labels=w[None, : m.sum()]) for i, m, w in zip(ids, mask, labels, strict=True)]
+    torch.testing.assert_close(together.logits, torch.cat([one.logits for one in alone]), rtol=0, atol=1e-5)
+    # States of every layer are wanted: this path does not leave padding out of the linear layers.
+    padded = model(ids, mask, labels=labels, output_hidden_states=True)
+    assert len(padded.hidden_states) == 3
+    torch.testing.assert_close(together.loss, padded.loss, rtol=0, atol=1e-6)
+
+
+def test_nothing_to_guess_is_no_loss_and_no_nan() -> None:
+    ids, mask, labels = batch()
+    model = fresh()
+    output = model(ids, mask, labels=torch.full_like(labels, -100))
+    assert output.loss.item() == 0
+    assert output.logits.shape == (0, 1000)
+    output.loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [{}, ROTARY], ids=["alibi", "rotary"])
+def test_word_embeddings_are_shared_saved_once_and_read_back(tmp_path: Path, kind: dict) -> None:
+    model = fresh(**kind)
+    shared = model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is shared
+    model.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert "cls.predictions.decoder.bias" in names
+    assert "cls.predictions.decoder.weight" not in names
+    again, info = JinaCLIPTextForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    ids, mask, _ = batch()
+    assert torch.equal(again(ids, mask).logits, model(ids, mask).logits)
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path)) is JinaCLIPTextForMaskedLM
+    tower = AutoModel.from_pretrained(tmp_path)  # the head is left behind, nothing else
+    assert type(tower) is JinaCLIPTextModel
+    assert torch.equal(tower(ids, mask).last_hidden_state, model.text_model(ids, mask).last_hidden_state)
+    tower.save_pretrained(tmp_path / "tower")
+    with pytest.raises(ValueError, match=r"missing keys: cls.predictions.decoder.bias, cls.predictions.transform"):
+        JinaCLIPTextForMaskedLM.from_pretrained(tmp_path / "tower")
+
+
+def test_resizing_the_vocabulary_keeps_the_sharing() -> None:
+    model = fresh()
+    model.resize_token_embeddings(1010)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model(torch.tensor([[1, 2]])).logits.shape == (1, 2, 1010)
+    assert len(model.get_output_embeddings().bias) == model.config.vocab_size == 1010
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False.*use tie_word_embeddings=True"),
+        ({**ROTARY, "lora_adaptations": ["sts"]}, r"lora_adaptations=\['sts'\].*use lora_adaptations=None"),
+    ],
+)
+def test_what_cannot_share_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fresh(**change)
+
+
+def head_weights(norm: str = "LayerNorm", bias: str = "bias") -> dict[str, torch.Tensor]:
+    """A head as BERT's and flash-attention's code name it."""
+    shapes = {"transform.dense.weight": (64, 64), "transform.dense.bias": (64,), bias: (1000,)}
+    shapes |= {f"transform.{norm}.weight": (64,), f"transform.{norm}.bias": (64,)}
+    torch.manual_seed(2)
+    return {f"cls.predictions.{name}": torch.randn(shape) for name, shape in shapes.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("norm", "bias"), [("LayerNorm", "bias"), ("layer_norm", "decoder.bias")])
+def test_public_masked_language_models_come_with_their_head(golden: Path, norm: str, bias: str) -> None:
+    weights = load_file(golden / "jina_bert_v2_style.safetensors")
+    weights = {"bert." + name: tensor for name, tensor in weights.items()} | head_weights(norm, bias)
+    words = weights["bert.embeddings.word_embeddings.weight"]
+    model = fresh()
+    assert model.initialize(weights | {"cls.predictions.decoder.weight": words}).fresh == []
+    states = torch.randn(4, 64)
+    dense = F.linear(states, *(weights[f"cls.predictions.transform.dense.{part}"] for part in ("weight", "bias")))
+    scale, shift = (weights[f"cls.predictions.transform.{norm}.{part}"] for part in ("weight", "bias"))
+    expected = F.layer_norm(F.gelu(dense), (64,), scale, shift, 1e-12) @ words.T + weights[f"cls.predictions.{bias}"]
+    torch.testing.assert_close(model.cls(states), expected)
+    with pytest.raises(ValueError, match=r"word_embeddings.weight' and differ"):
+        model.initialize(weights | {"cls.predictions.decoder.weight": words + 1})
+    del weights["cls.predictions.transform.dense.bias"]
+    with pytest.raises(ValueError, match=r"without a tensor there: cls.predictions.transform.dense.bias"):
+        model.initialize(weights)
+
+
+def test_a_bare_tower_leaves_the_head_fresh_and_says_so(golden: Path) -> None:
+    report = fresh().initialize(golden / "jina_bert_v2_style.safetensors")
+    assert sorted(report.fresh) == sorted(head_weights(bias="decoder.bias"))
+
+
+@pytest.mark.parametrize("kind", [{}, ROTARY], ids=["alibi", "rotary"])
+def test_its_own_folder_initialises_both_the_tower_and_the_next_one(tmp_path: Path, kind: dict) -> None:
+    source = fresh(**kind)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.normal_()
+    source.save_pretrained(tmp_path)
+    target = fresh(**kind)
+    assert target.initialize(tmp_path).fresh == []
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_the_stock_trainer_learns_masked_words(golden: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(golden / "tiny_model", trust_remote_code=False)
+    texts = ["the cat sat on a mat", "a dog ran", "the cat ran", "a dog sat on the mat"] * 8
+    rows = Dataset.from_dict({"text": texts}).map(lambda row: tokenizer(row["text"]), remove_columns="text")
+    model = fresh(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    arguments = TrainingArguments(
+        tmp_path / "run",
+        max_steps=30,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        learning_rate=3e-3,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=3,
+    )
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)
+    trainer = Trainer(model, arguments, collator, rows, rows.select(range(4)), processing_class=tokenizer)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(6.9, abs=0.4)  # ln(1000): the sum over both micro-batches is divided once
+    assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
+    assert trainer.evaluate()["eval_loss"] < losses[0]
+    trainer.save_model(tmp_path / "saved")
+    assert trainer.model.get_output_embeddings().weight is trainer.model.get_input_embeddings().weight
+    guess = pipeline(
+        "fill-mask", model=JinaCLIPTextForMaskedLM.from_pretrained(tmp_path / "saved"), tokenizer=tokenizer
+    )
+    assert len(guess("the [MASK] sat on a mat", top_k=3)) == 3
+
+
+LOADER = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_jina_clip":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModelForMaskedLM
+model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
+assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+print(model(torch.tensor([[2, 5, 7]]), labels=torch.tensor([[-100, 9, -100]])).loss.item())
+"""
+
+
+def test_a_saved_folder_loads_without_this_package(tmp_path: Path) -> None:
+    model = fresh()
+    model.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]["AutoModelForMaskedLM"]
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    command = [sys.executable, "-I", "-c", LOADER, str(tmp_path / "saved")]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    expected = model(torch.tensor([[2, 5, 7]]), labels=torch.tensor([[-100, 9, -100]])).loss.item()
+    assert float(result.stdout) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_file_with_a_foreign_tensor_is_refused(tmp_path: Path) -> None:
+    model = fresh()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"cls.seq_relationship.bias": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 unexpected keys: cls.seq_relationship.bias"):
+        JinaCLIPTextForMaskedLM.from_pretrained(tmp_path)
