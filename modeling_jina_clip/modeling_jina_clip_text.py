@@ -23,29 +23,11 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_functions import eager_attention_forward, is_short, short_attention
 from .configuration_jina_clip import JinaCLIPTextConfig
 from .strict_loading import StrictLoadingMixin
 from .text_adapters import AdaptedWeight, embedding_layer, linear_layer
 from .text_positions import TextPositions, attention_dtype, turn_halves
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, the reference for every other backend. Heads first in, heads third out."""
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling  # (B, H, rows, L)
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights  # (B, rows, H, D)
 
 
 class JinaCLIPTextEmbeddings(nn.Module):
@@ -85,10 +67,13 @@ class JinaCLIPTextAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, L, D)
         if positions.rope is not None:
             query, key = turn_halves(query, *positions.rope), turn_halves(key, *positions.rope)
+        dropout = self.attention_dropout if self.training else 0.0
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        options = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
+        if is_short(self.config._attn_implementation, query, dropout):
+            attend = short_attention
+        options = {"dropout": dropout, "scaling": self.scaling, **kwargs}
         if positions.whole is not None:
             context, weights = attend(self, query, key, value, positions.whole, **options)  # (B, L, H, D)
         else:

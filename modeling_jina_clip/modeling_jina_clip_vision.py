@@ -19,8 +19,8 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_functions import eager_attention_forward, is_short, short_attention
 from .configuration_jina_clip import JinaCLIPVisionConfig
-from .modeling_jina_clip_text import eager_attention_forward
 from .strict_loading import StrictLoadingMixin
 from .text_positions import attention_dtype
 
@@ -155,6 +155,8 @@ class JinaCLIPVisionAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        if is_short(self.config._attn_implementation, query, dropout=0.0):
+            attend = short_attention
         context, weights = attend(
             self, query, key, heads_first(value), None, dropout=0.0, scaling=self.scaling, **kwargs
         )

@@ -1,0 +1,145 @@
+"""Encoding speed at the real shape of jina-clip-v1 (223M parameters, random weights), against the published style.
+
+Every round runs each variant once, so that whatever else the machine does falls on all of them; the first round warms
+up. Prints the median seconds with quartiles, the ratio to ``published fp32``, and the largest difference of a vector.
+``timm`` is a peer for images where it can be imported; so is a bare chain of the same matrix products (the ceiling).
+
+    python benchmarks/encode_speed.py text [--rounds 7] [--texts 192]
+    python benchmarks/encode_speed.py image [--rounds 7] [--images 32]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from published_style import PublishedStyle
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from modeling_jina_clip import (
+    JinaCLIPConfig,
+    JinaCLIPImageProcessor,
+    JinaCLIPModel,
+    JinaCLIPProcessor,
+)
+
+Variant = Callable[[], np.ndarray]
+
+
+def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """One id per made-up word, between [CLS] and [SEP]."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    words = [*specials, *(f"w{number}" for number in range(vocabulary - len(specials)))]
+    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def make_texts(count: int, vocabulary: int) -> list[str]:
+    """Texts whose token counts are log-normal: median 36, cut to 3 ... 512."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(np.log(36), 0.8, count), 3, 512).astype(int)
+    return [" ".join(f"w{number}" for number in random.integers(0, vocabulary - 4, length - 2)) for length in lengths]
+
+
+def make_model(dtype: torch.dtype) -> JinaCLIPModel:
+    """jina-clip-v1 with random weights, the same ones for each dtype."""
+    torch.manual_seed(0)
+    config = JinaCLIPConfig()
+    model = JinaCLIPModel(config).eval()
+    model.processor = JinaCLIPProcessor(JinaCLIPImageProcessor(), tokenizer(config.text_config.vocab_size))
+    return model.to(dtype)
+
+
+def chain_of_products(shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> Variant:
+    """The matrix products of the linear layers alone, from (rows, in, out): what no implementation can beat."""
+    weights = {shape: torch.randn(shape[2], shape[1], dtype=dtype) for shape in set(shapes)}
+    inputs = {shape: torch.randn(shape[0], shape[1], dtype=dtype) for shape in set(shapes)}
+
+    @torch.inference_mode()
+    def run() -> np.ndarray:
+        for shape in shapes:
+            torch.nn.functional.linear(inputs[shape], weights[shape])
+        return np.zeros(0)
+
+    return run
+
+
+def text_variants(count: int) -> dict[str, Variant]:
+    """The published style, this package at both types, and the bare matrix products of the real tokens."""
+    plain, half = make_model(torch.float32), make_model(torch.bfloat16)
+    config = plain.config.text_config
+    texts = make_texts(count, config.vocab_size)
+    peer = PublishedStyle(plain)
+    tokens = sum(len(row) for row in plain.processor.tokenizer(texts, truncation=True, max_length=512)["input_ids"])
+    width, inner = config.hidden_size, config.intermediate_size
+    layer = [(width, 3 * width), (width, width), (width, 2 * inner), (inner, width)]
+    shapes = [(4096, *shape) for _ in range(tokens // 4096) for _ in range(config.num_hidden_layers) for shape in layer]
+    shapes += [(tokens % 4096, *shape) for _ in range(config.num_hidden_layers) for shape in layer]
+    return {
+        "published fp32": lambda: peer.encode_text(texts).numpy(),
+        "ours fp32": lambda: plain.encode_text(texts),
+        "ours bf16": lambda: half.encode_text(texts),
+        "products fp32": chain_of_products(shapes, torch.float32),
+        "products bf16": chain_of_products(shapes, torch.bfloat16),
+    }
+
+
+def image_variants(count: int) -> dict[str, Variant]:
+    """As for texts; images are arrays of the model's own size, so that no decoder takes part."""
+    plain, half = make_model(torch.float32), make_model(torch.bfloat16)
+    config = plain.config.vision_config
+    random = np.random.default_rng(0)
+    images = list(random.integers(0, 256, (count, config.image_size, config.image_size, 3), dtype=np.uint8))
+    peer = PublishedStyle(plain)
+    width, inner = config.width, config.intermediate_size
+    layer = [*[(width, width)] * 4, *[(width, inner)] * 2, (inner, width)]
+    rows = 16 * (1 + (config.image_size // config.patch_size) ** 2)
+    shapes = [(rows, *shape) for _ in range(count // 16) for _ in range(config.layers) for shape in layer]
+    return {
+        "published fp32": lambda: peer.encode_image(images).numpy(),
+        "ours fp32": lambda: plain.encode_image(images, batch_size=16),
+        "ours bf16": lambda: half.encode_image(images, batch_size=16),
+        "products fp32": chain_of_products(shapes, torch.float32),
+        "products bf16": chain_of_products(shapes, torch.bfloat16),
+    }
+
+
+def compare(variants: dict[str, Variant], rounds: int) -> None:
+    """Run all variants in turns and print one line each; the first one is the peer."""
+    results = {name: run() for name, run in variants.items()}  # warms up, too
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    expected, *_ = results.values()
+    peer, *_ = (statistics.median(seconds) for seconds in times.values())
+    for name, seconds in times.items():
+        low, middle, high = statistics.quantiles(seconds, n=4) if rounds > 1 else seconds * 3
+        found = results[name]
+        difference = f"{abs(found - expected).max():.1e}" if found.shape == expected.shape else "-"
+        print(f"{name:16} {middle:7.3f} s ({low:.3f}-{high:.3f})  {peer / middle:5.2f}x  difference {difference}")
+
+
+def main() -> None:
+    """Choose the side and run."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("side", choices=["text", "image"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--texts", type=int, default=192)
+    parser.add_argument("--images", type=int, default=32)
+    options = parser.parse_args()
+    variants = text_variants(options.texts) if options.side == "text" else image_variants(options.images)
+    compare(variants, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
