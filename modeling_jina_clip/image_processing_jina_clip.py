@@ -62,6 +62,22 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         """
         if kwargs:
             raise TypeError(f"unknown arguments {sorted(kwargs)}; known are size and return_tensors")
+        pixels = self.fitted(images, size)
+        # Channels first only at the end: the arithmetic is the same, the memory walk is not.
+        values = (pixels.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
+        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+        return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
+
+    def fitted(self, images: Any, size: int | dict[str, int] | None = None) -> np.ndarray:
+        """The images of ``preprocess`` before scaling and normalising: (batch, size, size, 3) uint8, a quarter of it.
+
+        Training keeps its batches so, and normalises them on the device, a part at a time.
+
+        Example::
+
+            >>> JinaCLIPImageProcessor(size=32).fitted([Image.new("RGB", (40, 60))]).dtype
+            dtype('uint8')
+        """
         side = self.size if size is None else _side(size)
         if not isinstance(images, (list, tuple)):
             is_batch = getattr(images, "ndim", 0) == 4
@@ -72,10 +88,7 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
                 pixels[position] = self._fit(Image.fromarray(to_rgb(open_image(image))), side)
             except (ValueError, TypeError, OSError) as error:
                 raise type(error)(f"image {position}: {error}") from error
-        # Channels first only at the end: the arithmetic is the same, the memory walk is not.
-        values = (pixels.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
-        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-        return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
+        return pixels
 
     def _fit(self, image: Image.Image, side: int) -> np.ndarray:
         """One image to (side, side, 3) uint8."""

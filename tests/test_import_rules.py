@@ -30,6 +30,7 @@ ROOMS = [
     *["resources", "recipe_errors", "recipe_yaml", "recipe_files", "recipe_training", "recipe"],
     *["embedded", "data_checks", "data_sources", "data_mixing", "collator"],
     *["distributed", "pairing", "tiled_losses", "pairwise_losses", "losses", "objective", "gradient_cache"],
+    "step_parts",
     *["optimization", "arguments", "checkpoints", "run_folder", "stages", "tokenizer_training", "initial_model"],
     *["progress", "trainer"],
     *["evaluation_metrics", "evaluation", "evaluation_suites", "baselines", "report_pictures", "report"],

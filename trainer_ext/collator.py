@@ -16,14 +16,14 @@ class JointCollator:
     """Make the trainer's batch from the rows of one micro-batch, by the processor and by the rows' stage.
 
     Args:
-        processor: has ``tokenizer`` and ``image_processor``, both called as in transformers.
+        processor: has ``tokenizer``, called as in transformers, and ``image_processor`` with its ``fitted``.
         stages: the recipe's stages; the rows' keys say which one a batch belongs to.
 
     Returns (by a call):
         ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
 
-        - image_text: ``pixel_values`` (batch, 3, size, size), ``input_ids`` and ``attention_mask`` (batch, tokens),
-          ``image_ids`` and ``text_ids`` (batch,);
+        - image_text: ``pixel_values`` (batch, 3, size, size) uint8, not yet normalised, ``input_ids`` and
+          ``attention_mask`` (batch, tokens), ``image_ids`` and ``text_ids`` (batch,);
         - text: ``query``, ``positive`` and, for triplets, ``negatives``, each a dict of ``input_ids`` and
           ``attention_mask``; ``query_ids``, ``positive_ids``, ``negative_ids``. Negatives are flat, row by row:
           (batch * negatives, tokens).
@@ -50,10 +50,10 @@ class JointCollator:
     def _image_text(self, rows: Sequence[Row], stage: Stage) -> dict[str, torch.Tensor]:
         size = {} if stage.image_size is None else {"size": stage.image_size}
         captions = [row["caption"] for row in rows]
-        pixels = self._processor.image_processor([row["image"] for row in rows], return_tensors="pt", **size)
+        pixels = self._processor.image_processor.fitted([row["image"] for row in rows], **size)
         images = [_image_label(row) for row in rows]
         return {
-            "pixel_values": pixels["pixel_values"],
+            "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
             **self._tokens({"caption": captions}, stage)["caption"],
             "image_ids": stable_ids(images),
             "text_ids": stable_ids(captions),

@@ -38,13 +38,14 @@ from modeling_jina_clip import JinaCLIPProcessor
 from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
 from trainer_ext.collator import JointCollator
 from trainer_ext.data_mixing import JointBatchPlan, JointDataset
-from trainer_ext.gradient_cache import Side, cached_embeddings, split_rows
+from trainer_ext.gradient_cache import Side, cached_embeddings
 from trainer_ext.losses import clamped_temperature
-from trainer_ext.objective import JointObjective, embed, encoder_inputs
+from trainer_ext.objective import JointObjective, encoder_inputs
 from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, stage_scheduler
 from trainer_ext.progress import StagePrinterCallback, StageProgressCallback
 from trainer_ext.recipe import Recipe
 from trainer_ext.stages import StageCallback, image_parameters
+from trainer_ext.step_parts import PartEmbedder, chunks_of
 
 Evaluate = Callable[[nn.Module, Any], dict[str, float]]
 
@@ -93,6 +94,8 @@ class JinaCLIPTrainer(Trainer):
         self.args.learning_rate = peak_learning_rate(recipe.stages)
         self.args.max_steps = sum(stage.steps for stage in recipe.stages)
         self.objective = JointObjective(self.args.text_temperature, self.args.tile_size, self.args.false_negatives)
+        images = processing_class.image_processor
+        self._embed = PartEmbedder(images.mean, images.std, self.args.device)
         self._terms: dict[str, Tensor] = {}
         self._batches = 0
         self._stage_name = recipe.stages[0].name
@@ -144,6 +147,12 @@ class JinaCLIPTrainer(Trainer):
                 f"sources {inputs['sources']}). {_KEPT}"
             )
         return (loss, embeddings) if return_outputs else loss
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Only the ids, which the losses read, move to the device now; the parts follow when they are embedded."""
+        if isinstance(data, Mapping):
+            return {name: data[name] if name in _PART_KEYS else self._prepare_input(data[name]) for name in data}
+        return super()._prepare_input(data)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay by number of dimensions."""
@@ -217,10 +226,13 @@ class JinaCLIPTrainer(Trainer):
         temperature = partial(self._temperature, with_images="image" in parts)
         size = self.args.gradient_cache_chunk_size
         if size is None:
-            return {name: embed(model, part) for name, part in parts.items()} | {"temperature": temperature(None)}
-        sides = {name: Side(partial(embed, model), split_rows(part, size)) for name, part in parts.items()}
+            return {name: self._embed(model, part) for name, part in parts.items()} | {"temperature": temperature(None)}
+        chunks = {name: chunks_of(part, size) for name, part in parts.items()}
+        sides = {name: Side(partial(self._embed, model), pieces) for name, (pieces, _) in chunks.items()}
         sides["temperature"] = Side(temperature, [None])
-        return cached_embeddings(sides, no_sync=getattr(model, "no_sync", None))
+        embeddings = cached_embeddings(sides, no_sync=getattr(model, "no_sync", None))
+        orders = {name: order.to(self.args.device) for name, (_, order) in chunks.items() if order is not None}
+        return embeddings | {name: embeddings[name][order] for name, order in orders.items()}
 
     def _temperature(self, chunk: None, with_images: bool) -> Tensor:
         """The trained temperature; DDP waits for a gradient of every parameter, so without images it brings zeros."""
@@ -237,6 +249,8 @@ class JinaCLIPTrainer(Trainer):
         self._stage_name = stage_name
 
 
+# Tensors of a joint batch that stay on the host until they are embedded (``PartEmbedder``).
+_PART_KEYS = frozenset({"pixel_values", "input_ids", "attention_mask"})
 _KEPT = (
     "No weight was changed by it, and the checkpoints of earlier steps are kept. Try a smaller learning rate, a longer "
     "warm-up or bf16 instead of fp16, and go on from a stage's folder or a checkpoint"

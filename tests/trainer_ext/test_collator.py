@@ -14,6 +14,7 @@ from modeling_jina_clip import JinaCLIPImageProcessor, JinaCLIPProcessor
 from trainer_ext.collator import JointCollator, stable_ids
 from trainer_ext.data_mixing import JointBatchPlan, JointDataset, Key
 from trainer_ext.recipe import Side, Source, Stage
+from trainer_ext.step_parts import PartEmbedder
 from trainer_ext.tokenizer_training import train_wordpiece
 
 SENTENCE = "a red bus on the long way home and then some more words to fill every row of this test"
@@ -95,7 +96,10 @@ def test_tensors_are_those_of_the_processor(processor: JinaCLIPProcessor, stage:
         max_length=stages()[stage].max_length,
         return_tensors="pt",
     )
-    for name in ("pixel_values", "input_ids", "attention_mask"):
+    images = processor.image_processor
+    pixels = PartEmbedder(images.mean, images.std, torch.device("cpu")).normalized(made["image_text"]["pixel_values"])
+    assert torch.equal(pixels, expected["pixel_values"])
+    for name in ("input_ids", "attention_mask"):
         torch.testing.assert_close(made["image_text"][name], expected[name], rtol=0, atol=0)
     for name in ("input_ids", "attention_mask"):
         torch.testing.assert_close(made["text"]["query"][name], expected[name], rtol=0, atol=0)

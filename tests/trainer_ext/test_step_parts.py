@@ -1,0 +1,58 @@
+"""Chunks and pixels of a step, against the whole batch and the image processor."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from modeling_jina_clip import JinaCLIPImageProcessor
+from tests.trainer_ext.tiny_run import make_model
+from trainer_ext.step_parts import PartEmbedder, chunks_of
+
+
+def embedder(images: JinaCLIPImageProcessor) -> PartEmbedder:
+    return PartEmbedder(images.mean, images.std, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "images", [JinaCLIPImageProcessor(16), JinaCLIPImageProcessor(16, mean=[0.1] * 3, std=[0.3] * 3)]
+)
+def test_every_pixel_value_is_that_of_the_image_processor(images: JinaCLIPImageProcessor) -> None:
+    picture = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    expected = images(picture, return_tensors="pt")["pixel_values"]
+    bytes_ = torch.from_numpy(images.fitted(picture)).permute(0, 3, 1, 2)
+    assert bytes_.dtype == torch.uint8
+    assert torch.equal(embedder(images).normalized(bytes_), expected)
+    assert expected.unique().numel() >= 256
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_chunks_hold_every_row_once_and_come_back_in_order(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 21, (10,), generator=generator)
+    lengths[4] = 21
+    mask = (torch.arange(21) < lengths[:, None]).long()
+    ids = torch.randint(4, 60, (10, 21), generator=generator) * mask
+    chunks, order = chunks_of({"input_ids": ids, "attention_mask": mask}, size)
+    assert [len(chunk["input_ids"]) for chunk in chunks] == [min(size, 10 - start) for start in range(0, 10, size)]
+    padded = [nn.functional.pad(chunk["input_ids"], (0, 21 - chunk["input_ids"].shape[1])) for chunk in chunks]
+    assert torch.equal(torch.cat(padded)[order], ids)
+    widths = [chunk["input_ids"].shape[1] for chunk in chunks]
+    longest = [int(chunk["attention_mask"].sum(1).max()) for chunk in chunks]
+    assert all(
+        need <= width < need + 8 and (width % 8 == 0 or width == 21)
+        for need, width in zip(longest, widths, strict=True)
+    )
+    model = make_model(dropout=0.0).eval()
+    embed = embedder(JinaCLIPImageProcessor(16))
+    with torch.no_grad():
+        together = embed(model, {"input_ids": ids, "attention_mask": mask})
+        apart = torch.cat([embed(model, chunk) for chunk in chunks])[order]
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
+
+
+def test_pictures_keep_their_order() -> None:
+    pixels = torch.arange(5).view(5, 1, 1, 1)
+    chunks, order = chunks_of({"pixel_values": pixels}, 2)
+    assert order is None
+    assert torch.equal(torch.cat([chunk["pixel_values"] for chunk in chunks]), pixels)
