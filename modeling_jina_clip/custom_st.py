@@ -2,7 +2,8 @@
 
 Adds two things to the stock module: a list may hold texts and images at once, and a plain string is always a text, so
 that no file is opened and no URL fetched because a text looks like one. An image is given as PIL, array, tensor or
-``{"image": ...}``.
+``{"image": ...}``, in which a string is a path or a ``data:image/`` URI. A URL there is fetched only after
+``model[0].allow_urls = True``.
 """
 
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from sentence_transformers.base.modality import infer_modality
 from sentence_transformers.base.modules.transformer import Transformer as StockTransformer
+
+from .image_urls import fetch_url, is_url
 
 
 class Transformer(StockTransformer):
@@ -21,6 +24,10 @@ class Transformer(StockTransformer):
         model.encode(["a red bus", Image.open("bus.png"), {"image": "cat.png"}])  # (3, dim)
     """
 
+    # Whether `{"image": "https://..."}` is fetched. Set by the program that holds the model and by nothing else: it is
+    # no argument of the constructor and not among `config_keys`, so that no file of a repository can switch it on.
+    allow_urls: bool = False
+
     @property
     def modalities(self) -> list[str]:
         # sentence-transformers calls a batch of several kinds "message" and asks whether the module takes it.
@@ -28,7 +35,9 @@ class Transformer(StockTransformer):
 
     def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Tokenize texts and prepare images; a mixed list keeps the position of each kind beside its features."""
-        inputs = [{"text": item} if isinstance(item, str) else item for item in inputs]
+        inputs = [
+            {"text": item} if isinstance(item, str) else self._without_url(item, i) for i, item in enumerate(inputs)
+        ]
         kinds = [infer_modality(item, list(self.modality_config)) for item in inputs]
         unknown = sorted({str(kind) for kind in kinds} - set(self.modality_config))
         if unknown:
@@ -42,6 +51,17 @@ class Transformer(StockTransformer):
             features |= super().preprocess([inputs[position] for position in positions], prompt=prompt, **kwargs)
             features[f"{kind}_index"] = torch.tensor(positions)
         return {**features, "modality": "mixed"}
+
+    def _without_url(self, item: Any, position: int) -> Any:
+        """``item`` with the bytes in place of a URL, where that is allowed."""
+        if not isinstance(item, dict) or not is_url(item.get("image")):
+            return item
+        if not self.allow_urls:
+            raise ValueError(
+                f"input {position}: {item['image'][:100]!r} is a URL, and URLs are not fetched unless you set "
+                "model[0].allow_urls = True; or download it and pass the opened image or the path."
+            )
+        return {**item, "image": fetch_url(item["image"])}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Embed each kind by its tower and put the rows back in the order of the inputs."""

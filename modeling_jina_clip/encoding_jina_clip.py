@@ -111,15 +111,21 @@ class EncodingMixin:
         device: torch.device | str | None = None,
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
+        *,
+        allow_urls: bool = False,
     ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
         """Vectors of ``images``: (n, dim) float32, or (dim,) for a single image.
 
-        An image is PIL, numpy, tensor, path, bytes or ``data:image/`` URI; URLs are refused (see ``image_inputs``).
+        An image is PIL, numpy, tensor, path, bytes or ``data:image/`` URI, and with ``allow_urls=True`` an http(s) URL
+        of the public internet (see ``image_urls``), which is otherwise refused. The other arguments are those of
+        ``encode_text``.
         """
         single, images = _as_list(images, None)
+        options = {"allow_urls": True} if allow_urls else {}  # an image processor set by hand may not know it
 
         def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
-            return self.processor.image_processor([images[i] for i in indices], return_tensors="pt")
+            batch = [images[i] for i in indices]
+            return self.processor.image_processor(batch, return_tensors="pt", **options)
 
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")

@@ -1,7 +1,7 @@
 """From whatever a caller holds to an RGB image: the one place where an image input is opened.
 
-Nothing is guessed: a ``str`` is a path or a ``data:image/`` URI, never a URL to fetch. Files are opened with limits, so
-that a decompression bomb or a truncated file ends in a clear error.
+Nothing is guessed: a ``str`` is a path, a ``data:image/`` URI, or with ``allow_urls=True`` an http(s) URL. Files are
+opened with limits, so that a decompression bomb or a truncated file ends in a clear error.
 """
 
 import base64
@@ -11,36 +11,75 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-# About 13,400 x 13,400 px. Decoding this much takes 540 MB; PIL itself only warns below twice its own, smaller limit.
-MAX_PIXELS = 180_000_000
+from .image_urls import fetch_url, is_url
+
+# Where Pillow itself refuses a file (twice its Image.MAX_IMAGE_PIXELS): about 13,300 x 13,300 px, 540 MB decoded.
+MAX_PIXELS = 178_956_970
+# Pictures made of pixels (HEIF with pillow-heif). Pillow reads more, some by starting a program: Ghostscript for EPS.
+FORMATS = frozenset(
+    [
+        "AVIF",
+        "BMP",
+        "DIB",
+        "GIF",
+        "HEIF",
+        "ICNS",
+        "ICO",
+        "JPEG",
+        "JPEG2000",
+        "MPO",
+        "PCX",
+        "PNG",
+        "PPM",
+        "QOI",
+        "TGA",
+        "TIFF",
+        "WEBP",
+    ]
+)
 
 
-def open_image(source: Any) -> Any:
-    """Open ``source``: a path, ``data:image/`` URI or bytes become a PIL image; PIL, numpy and tensors pass through.
+def open_image(source: Any, allow_urls: bool = False) -> Any:
+    """Open ``source``: a path, URL, ``data:image/`` URI or bytes become a PIL image; PIL, numpy, tensors pass through.
 
-    Files are turned upright by their EXIF orientation. Raises ``ValueError`` naming the source when it is a URL, too
-    large, truncated or no image, and ``FileNotFoundError`` when there is no such file.
+    Files are turned upright by their EXIF orientation, and so is a PIL image fresh from ``Image.open``. Of an animation
+    the first frame is read, or the one a PIL image was set to.
+
+    Args:
+        source: the image.
+        allow_urls: whether a string that is an http(s) URL may be fetched (see ``image_urls`` for the limits).
+
+    Raises:
+        ValueError: naming the source when it is a URL nobody allowed, too large, truncated or no image.
+        FileNotFoundError: when there is no such file.
+        TimeoutError: when a URL takes too long.
+        ConnectionError: when its server cannot be reached or stops early.
 
     Example::
 
         >>> open_image(Image.new("L", (2, 3))).size
         (2, 3)
     """
+    if isinstance(source, ImageFile.ImageFile):
+        return _upright(source, "PIL image")
     if isinstance(source, Image.Image):
         _check_pixels(source, "PIL image")
         return source
     if isinstance(source, (bytes, bytearray)):
         return _decode(io.BytesIO(source), f"{len(source)} bytes")
-    if isinstance(source, str) and source.startswith("data:image/"):
-        return _decode(io.BytesIO(_data_uri_bytes(source)), f"{source[:40]!r}...")
-    if isinstance(source, str) and source.split("://")[0].lower() in ("http", "https", "ftp", "file"):
-        raise ValueError(f"{source!r} is a URL, and URLs are not fetched; download it and pass the bytes or the path.")
+    if isinstance(source, str) and source[:11].lower() == "data:image/":
+        return _decode(io.BytesIO(_data_uri_bytes(source)), _shown(source))
+    if is_url(source):
+        if not allow_urls:
+            raise ValueError(
+                f"{_shown(source)} is a URL, and URLs are not fetched unless you pass allow_urls=True; or download it "
+                "and pass the bytes or the path."
+            )
+        return _decode(io.BytesIO(fetch_url(source)), _shown(source))
     if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"no image file at {str(path)!r}")
+        path = _existing(source)
         return _decode(path, repr(str(path)))
     return source
 
@@ -58,28 +97,61 @@ def to_rgb(image: Any) -> np.ndarray:
     """
     if isinstance(image, Image.Image):
         return np.asarray(_pil_to_rgb(image))
-    if hasattr(image, "detach"):  # a tensor
-        image = image.detach().cpu().numpy()
+    if hasattr(image, "detach"):  # a tensor; numpy knows no bfloat16
+        image = (image.detach().float() if image.is_floating_point() else image.detach()).cpu().numpy()
     if not isinstance(image, np.ndarray):
         raise TypeError(f"cannot read an image from {type(image).__name__}; pass PIL, numpy, tensor, path or bytes")
     return _array_to_rgb(image)
 
 
+def _shown(source: str) -> str:
+    return repr(source if len(source) <= 100 else source[:97] + "...")
+
+
+def _existing(source: str | Path) -> Path:
+    try:
+        path = Path(source).expanduser()
+        found = path.is_file()
+    except (OSError, RuntimeError) as error:  # too long for a path, or the home of a user who does not exist
+        raise FileNotFoundError(f"{_shown(str(source))} is no path: {str(error)[:60]}") from error
+    if not found:
+        raise FileNotFoundError(f"no image file at {_shown(str(path))}")
+    return path
+
+
 def _check_pixels(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{name} has {image.width} x {image.height} pixels, above {MAX_PIXELS}; shrink it.")
+        raise ValueError(
+            f"{name} has {image.width} x {image.height} = {image.width * image.height} pixels, above {MAX_PIXELS}; "
+            "shrink it."
+        )
     if not image.width or not image.height:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels; it is empty.")
 
 
 def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        with Image.open(file) as image:
-            _check_pixels(image, name)
-            return ImageOps.exif_transpose(image)  # a decoded copy in any case
+        image = Image.open(file)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not an image in a known format.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels: {error} Shrink it.") from error
+    except Exception as error:  # Pillow's readers let errors of many kinds through
+        raise ValueError(f"{name} cannot be decoded: {error}.") from error
+    with image:
+        return _upright(image, name)
+
+
+def _upright(image: ImageFile.ImageFile, name: str) -> Image.Image:
+    """A decoded copy of an opened file, turned as its EXIF orientation says."""
+    if image.format not in FORMATS:
+        raise ValueError(
+            f"{name} is a file of format {image.format}, which is not read; pass image.convert('RGB') if you trust it."
+        )
+    _check_pixels(image, name)
+    try:
+        return ImageOps.exif_transpose(image)  # copies in any case
+    except Exception as error:
         raise ValueError(f"{name} cannot be decoded: {error}.") from error
 
 
@@ -115,9 +187,9 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
         raise ValueError(f"an array of shape {shape} is no image; expected (h, w), (h, w, 1|3|4) or (1|3|4, h, w)")
     if np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError(f"a float image must lie in [0, 1], got {array.min()}..{array.max()}; rescale it")
+            raise ValueError(f"a float image must lie in [0, 1], got {array.min()}..{array.max()}; divide by its white")
         array = (array * 255).round()
     elif array.dtype != np.uint8:
-        raise ValueError(f"an image array must be uint8 or float in [0, 1], got {array.dtype}")
+        raise ValueError(f"an image array must be uint8 or float in [0, 1], got {array.dtype}; divide by its white")
     array = array[..., :3].astype(np.uint8)
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array

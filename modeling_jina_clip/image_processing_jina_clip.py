@@ -3,16 +3,21 @@
 RGB, shortest side to ``size`` (bicubic), centre crop, scale to [0, 1], normalise. Needs no torchvision.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .image_inputs import open_image, to_rgb
+from .image_inputs import MAX_PIXELS, open_image, to_rgb
+from .image_urls import URL_THREADS
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+MAX_THREADS = 8  # each may hold a decoded image of MAX_PIXELS
 
 
 class JinaCLIPImageProcessor(BaseImageProcessor):
@@ -53,22 +58,39 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
             raise ValueError(f"interpolation={interpolation!r} is unknown; use 'bicubic', 'bilinear', ...")
 
     def preprocess(
-        self, images: Any, size: int | dict[str, int] | None = None, return_tensors: str | None = None, **kwargs: Any
+        self,
+        images: Any,
+        size: int | dict[str, int] | None = None,
+        return_tensors: str | None = None,
+        allow_urls: bool = False,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Preprocess one image or a list: PIL, numpy, tensor, path, bytes or data URI.
 
-        ``size`` overrides the side for this call (a training stage may use another one). Raises ``ValueError`` with
-        the position of an image that cannot be used, ``TypeError`` on an unknown argument.
+        Images are decoded and resized by several threads: as many as torch uses, which is one in a worker of a data
+        loader, and at most ``MAX_THREADS``.
+
+        Args:
+            images: one image, a list of them, or an array or tensor with four axes.
+            size: overrides the side for this call (a training stage may use another one).
+            return_tensors: ``"pt"``, ``"np"`` or None for numpy.
+            allow_urls: whether strings that are http(s) URLs are fetched. An argument only: no file of a model can
+                set it.
+
+        Raises:
+            ValueError: naming the position of an image that cannot be used.
+            TypeError: naming the position of what is no image at all, or an unknown argument.
+            OSError: naming the position of a file that is not there or a URL that cannot be fetched.
         """
         if kwargs:
-            raise TypeError(f"unknown arguments {sorted(kwargs)}; known are size and return_tensors")
-        pixels = self.fitted(images, size)
+            raise TypeError(f"unknown arguments {sorted(kwargs)}; known are size, return_tensors and allow_urls")
+        pixels = self.fitted(images, size, allow_urls)
         # Channels first only at the end: the arithmetic is the same, the memory walk is not.
         values = (pixels.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
         values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
-    def fitted(self, images: Any, size: int | dict[str, int] | None = None) -> np.ndarray:
+    def fitted(self, images: Any, size: int | dict[str, int] | None = None, allow_urls: bool = False) -> np.ndarray:
         """The images of ``preprocess`` before scaling and normalising: (batch, size, size, 3) uint8, a quarter of it.
 
         Training keeps its batches so, and normalises them on the device, a part at a time.
@@ -82,12 +104,21 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         if not isinstance(images, (list, tuple)):
             is_batch = getattr(images, "ndim", 0) == 4
             images = list(images) if is_batch else [images]
-        pixels = np.empty((len(images), side, side, 3), dtype=np.uint8)
+        # One object given twice is read once: two threads must not read one lazily opened file at the same time.
+        rows: dict[int, list[int]] = {}
         for position, image in enumerate(images):
+            rows.setdefault(id(image), []).append(position)
+
+        def read(positions: list[int]) -> np.ndarray:
             try:
-                pixels[position] = self._fit(Image.fromarray(to_rgb(open_image(image))), side)
+                return self._fit(Image.fromarray(to_rgb(open_image(images[positions[0]], allow_urls))), side)
             except (ValueError, TypeError, OSError) as error:
-                raise type(error)(f"image {position}: {error}") from error
+                raise _same_kind(error)(f"image {positions[0]}: {error}") from error
+
+        pixels = np.empty((len(images), side, side, 3), dtype=np.uint8)
+        threads = URL_THREADS if allow_urls else min(torch.get_num_threads(), MAX_THREADS)
+        for positions, values in zip(rows.values(), _in_threads(read, list(rows.values()), threads), strict=True):
+            pixels[positions] = values
         return pixels
 
     def _fit(self, image: Image.Image, side: int) -> np.ndarray:
@@ -99,6 +130,11 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         else:
             fixed = min(width, height) if self.resize_mode == "shortest" else max(width, height)
             target = tuple(side if edge == fixed else max(1, int(side * edge / fixed)) for edge in (width, height))
+        if target[0] * target[1] > MAX_PIXELS:
+            raise ValueError(
+                f"{width} x {height} pixels would become {target[0]} x {target[1]} with resize_mode="
+                f"{self.resize_mode!r}; crop the image."
+            )
         if image.size != target:
             image = image.resize(target, resample)
         if image.size == (side, side):
@@ -107,6 +143,22 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         canvas = Image.new("RGB", (side, side), (self.fill_color,) * 3)
         canvas.paste(image, (-left, -top))
         return np.asarray(canvas)
+
+
+def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:
+    """``map`` with several threads: results in order, the first error in order is raised and the rest dropped."""
+    threads = min(threads, len(items))
+    if threads < 2:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        yield from pool.map(function, items)
+
+
+def _same_kind(error: Exception) -> type[Exception]:
+    """The error's nearest kind that is made from one text; some of Pillow's and Python's own need more."""
+    kinds = (FileNotFoundError, TimeoutError, ConnectionError, OSError, TypeError)
+    return next((kind for kind in kinds if isinstance(error, kind)), ValueError)
 
 
 def _side(size: int | dict[str, int]) -> int:

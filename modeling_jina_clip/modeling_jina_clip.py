@@ -22,6 +22,7 @@ from .configuration_jina_clip import JinaCLIPConfig
 from .encoding_jina_clip import EncodingMixin
 from .modeling_jina_clip_text import JinaCLIPTextModel
 from .modeling_jina_clip_vision import JinaCLIPVisionModel
+from .published_layout import export_published
 from .strict_loading import StrictLoadingMixin
 from .tower_initialization import InitializationReport, initialize_text, initialize_vision
 
@@ -32,6 +33,7 @@ from .attention_functions import short_attention as short_attention
 from .checkpoint_keys import Rule as Rule
 from .image_inputs import open_image as open_image
 from .image_processing_jina_clip import JinaCLIPImageProcessor as JinaCLIPImageProcessor
+from .image_urls import fetch_url as fetch_url
 from .processing_jina_clip import JinaCLIPProcessor as JinaCLIPProcessor
 from .text_adapters import AdaptedWeight as AdaptedWeight
 from .text_positions import TextPositions as TextPositions
@@ -141,6 +143,13 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
         if vision is not None:
             reports["vision"] = initialize_vision(self.vision_model, vision)
         return reports
+
+    def save_published(self, folder: str | Path) -> Path:
+        """Write a new folder in the published layout, for runtimes that know only the original code and names.
+
+        ``save_pretrained`` is for everything else. Raises ``ValueError`` for what that layout cannot say.
+        """
+        return export_published(self, folder)
 
     @can_return_tuple
     def forward(

@@ -5,7 +5,7 @@ from typing import Any
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-_IMAGE_ARGUMENTS = frozenset({"size"})
+_IMAGE_ARGUMENTS = frozenset({"size", "allow_urls"})
 
 
 class JinaCLIPProcessor(ProcessorMixin):
@@ -37,9 +37,14 @@ class JinaCLIPProcessor(ProcessorMixin):
         """Preprocess ``text`` and ``images``, at least one of them.
 
         Flat keyword arguments go to the tokenizer (``padding``, ``truncation``, ``max_length``, ...) or to the image
-        processor (``size``), ``return_tensors`` to both; the nested forms are those of ``ProcessorMixin``, of which
-        sentence-transformers always sends all, audio and video too.
+        processor (``size``, ``allow_urls``), ``return_tensors`` to both; the nested forms are those of
+        ``ProcessorMixin``, of which sentence-transformers always sends all, audio and video too.
+
+        ``allow_urls=True`` lets images be http(s) URLs. It is refused in the nested forms: sentence-transformers fills
+        those from a file of the model's repository, and no such file may switch the network on.
         """
+        if "allow_urls" in {**(common_kwargs or {}), **(images_kwargs or {})}:
+            raise ValueError("allow_urls is an argument of the call only: processor(images=..., allow_urls=True)")
         if text is None and images is None:
             raise ValueError("JinaCLIPProcessor needs text, images or both; got neither")
         common = dict(common_kwargs or {})
