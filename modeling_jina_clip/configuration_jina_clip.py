@@ -39,7 +39,7 @@ _XLM_ROBERTA = {
     "layer_norm_eps": 1e-5,
     "pad_token_id": 1,
 }
-_TEXT_REPOSITORIES: dict[str | None, dict[str, Any]] = {
+TEXT_REPOSITORIES: dict[str | None, dict[str, Any]] = {
     "jinaai/jina-embeddings-v3": _XLM_ROBERTA,
     "jinaai/xlm-roberta-flash-implementation": _XLM_ROBERTA,
 }
@@ -98,7 +98,7 @@ class JinaCLIPTextConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         published = self.hf_model_config_kwargs is not None  # a file saved by this code has plain fields instead
-        repository = _TEXT_REPOSITORIES.get(self.hf_model_name_or_path, {}) if published else {}
+        repository = TEXT_REPOSITORIES.get(self.hf_model_name_or_path, {}) if published else {}
         if self.pad_token_id is None:  # the published file says null: the id is the text repository's
             self.pad_token_id = 0
         for key, value in (repository | (self.hf_model_config_kwargs or {})).items():
