@@ -26,7 +26,7 @@ class JointCollator:
           ``attention_mask`` (batch, tokens), ``image_ids`` and ``text_ids`` (batch,);
         - text: ``query``, ``positive`` and, for triplets, ``negatives``, each a dict of ``input_ids`` and
           ``attention_mask``; ``query_ids``, ``positive_ids``, ``negative_ids``. Negatives are flat, row by row:
-          (batch * negatives, tokens).
+          (batch * negatives, tokens). Scored pairs have ``score`` (batch,), float32.
 
         Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for the same row of
         the same source). They show which candidates of a batch are no true negatives.
@@ -64,6 +64,8 @@ class JointCollator:
         if "negatives" in rows[0]:
             columns["negatives"] = [text for row in rows for text in row["negatives"]]
         side: dict[str, Any] = self._tokens(columns, stage)
+        if "score" in rows[0]:
+            side["score"] = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
         for name, texts in columns.items():
             side[f"{name.removesuffix('s')}_ids"] = stable_ids(texts)
         return side

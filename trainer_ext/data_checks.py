@@ -19,7 +19,7 @@ class Fault(NamedTuple):
 
 
 def first_fault(table: Table, columns: Sequence[str]) -> Fault | None:
-    """Look through ``columns`` (image, caption, query, positive, negatives, id) and stop at the first with a fault."""
+    """Look through ``columns``, under our names, and stop at the first with a fault."""
     for column in columns:
         values = table.column(column)
         for find, message in _CHECKS[column]:
@@ -75,6 +75,10 @@ def _no_text(chunk: pa.Array) -> np.ndarray:
     return marked
 
 
+def _no_number(chunk: pa.Array) -> np.ndarray:
+    return ~pc.fill_null(pc.is_finite(chunk), False).to_numpy(zero_copy_only=False)
+
+
 def _lengths(chunk: pa.Array) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
 
@@ -98,4 +102,5 @@ _CHECKS: dict[str, list[tuple[Callable[[pa.Array], np.ndarray], str]]] = {
     "query": [(_no_text, _EMPTY)],
     "positive": [(_no_text, _EMPTY)],
     "negatives": [(_no_text, _EMPTY)],
+    "score": [(_no_number, "no finite number. Fill it or remove the row.")],
 }

@@ -2,7 +2,8 @@
 
 1. The files of the source: a file, a glob pattern, a folder with files named after the split, or an embedded table.
 2. ``datasets`` reads them into its cache (memory-mapped, so a source may be larger than memory).
-3. The mapped columns, and no others, under our names: image, caption, id | query, positive, negatives.
+3. The mapped columns, and no others, under our names: image, caption, id | query, positive,
+   negatives or score.
 4. Checks, before any training step: column types, empty texts, missing images, uneven negatives.
 
 Images stay undecoded until a step asks for them. Nothing is downloaded.
@@ -45,6 +46,7 @@ _SUFFIXES = {
 _TEXT = (Value("string"), Value("large_string"))
 _TEXTS = tuple(List(text) for text in _TEXT)
 _ID = (*_TEXT, Value("int64"), Value("int32"))
+_NUMBER = tuple(Value(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8"))
 _IMAGE_STORAGE = ("binary", "large_binary")
 
 
@@ -62,7 +64,8 @@ def load_source(source: Source) -> Dataset:
 
     Returns:
         A dataset with the columns of the source's task: ``image`` (decoded when read), ``caption`` (a text or a list of
-        texts), ``id`` where given | ``query``, ``positive`` | and ``negatives`` (the same number in every row).
+        texts), ``id`` where given | ``query``, ``positive`` | and ``negatives`` (the same number in every row) or
+        ``score`` (a number).
 
     Raises:
         DataError: no such file, no such column, a wrong type, or a row that cannot be used.
@@ -239,6 +242,7 @@ def _our_columns(source: Source, dataset: Dataset) -> Dataset:
         "caption": (_TEXT + _TEXTS, "a text or a list of texts"),
         "negatives": (_TEXTS, "a list of texts"),
         "id": (_ID, "a text or a whole number"),
+        "score": (_NUMBER, "a number"),
     }
     for ours in columns.keys() - {"image"}:
         allowed, words = wanted.get(ours, (_TEXT, "a text"))

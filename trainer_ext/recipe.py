@@ -10,28 +10,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from trainer_ext.recipe_errors import Problem, RecipeError, describe_validation, raise_problems, shorten
 from trainer_ext.recipe_files import beside, expand_sources, finish_sources, with_source_names
+from trainer_ext.recipe_sources import Source, Strict, Task, source_problems
 from trainer_ext.recipe_training import refused_fields, split_training, training_fields
 from trainer_ext.recipe_yaml import apply_overrides, read_yaml, split_override
 from trainer_ext.resources import find_resource, nearest
 
-Task = Literal["image-text", "text-pair", "triplet"]
 LossName = Literal["info_nce", "info_nce_plus"]
 Schedule = Literal["cosine", "linear", "constant"]
 SideName = Literal["image_text", "text"]
 AttentionName = Literal["eager", "sdpa"]
 
 SIDES: tuple[SideName, ...] = ("image_text", "text")
-# Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates).
-TASK_COLUMNS: dict[Task, tuple[frozenset[str], frozenset[str]]] = {
-    "image-text": (frozenset({"image", "caption"}), frozenset({"id"})),
-    "text-pair": (frozenset({"query", "positive"}), frozenset()),
-    "triplet": (frozenset({"query", "positive", "negatives"}), frozenset()),
-}
 # Which task a side and its loss need.
 _SIDE_TASK: dict[tuple[SideName, LossName], Task] = {
     ("image_text", "info_nce"): "image-text",
@@ -40,30 +34,7 @@ _SIDE_TASK: dict[tuple[SideName, LossName], Task] = {
 }
 
 
-class _Strict(BaseModel):
-    """Base of every section: unknown keys are errors, values are not coerced from other types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Source(_Strict):
-    """One list of training rows, as an item of ``configuration/sources/*.yaml``.
-
-    ``columns`` maps our names (image, caption, id | query, positive, negatives) to the data's own column names.
-    ``location`` is a file, a glob pattern or a folder; for "embedded" a table such as ``openmoji/short_captions``.
-    ``weight`` is the factor f in P(source) = rows * f / sum (arXiv 2405.20204, training data).
-    """
-
-    name: str
-    task: Task
-    location: str
-    format: Literal["parquet", "arrow", "json", "csv", "imagefolder", "embedded"]
-    columns: dict[str, str]
-    split: str = "train"
-    weight: PositiveFloat = 1.0
-
-
-class Side(_Strict):
+class Side(Strict):
     """One half of a joint step: which sources feed it, how many rows a step takes, and its loss.
 
     ``batch_size`` counts the rows of one optimiser step over all processes and all accumulated micro-batches, so that
@@ -77,7 +48,7 @@ class Side(_Strict):
     weight: PositiveFloat = 1.0
 
 
-class Stage(_Strict):
+class Stage(Strict):
     """One training stage: everything that may change at a boundary.
 
     ``warmup_steps`` below 1 is a share of the steps, as in TrainingArguments; what is kept is their number.
@@ -114,13 +85,13 @@ class Stage(_Strict):
                 yield side_name, side
 
 
-class TokenizerSpec(_Strict):
+class TokenizerSpec(Strict):
     """Train a WordPiece tokenizer on the texts of the recipe's own training sources."""
 
     vocab_size: PositiveInt
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """One training run. ``training`` holds the recipe's top-level keys that are TrainingArguments fields.
 
     ``attn_implementation`` names an attention backend of transformers that can train both towers.
@@ -138,7 +109,7 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
-        problems = [*_source_problems(self.sources), *_stage_problems(self.sources, self.stages)]
+        problems = [*source_problems(self.sources), *_stage_problems(self.sources, self.stages)]
         if problems:
             raise PydanticCustomError("recipe_checks", "{text}", {
                 "problems": problems, "text": "; ".join(f"{path}: {message}" for path, message in problems)
@@ -149,35 +120,6 @@ class Recipe(_Strict):
         """The sources that at least one stage takes rows from."""
         names = {name for stage in self.stages for _, side in stage.sides() for name in side.sources}
         return [source for source in self.sources if source.name in names]
-
-
-def _source_problems(sources: Sequence[Source]) -> Iterator[Problem]:
-    first: dict[str, int] = {}
-    for position, source in enumerate(sources):
-        place = f"sources.{position}"
-        if source.name in first:
-            yield f"{place}.name", f"{source.name!r} is taken by sources.{first[source.name]}. Give it another name."
-        first.setdefault(source.name, position)
-        required, optional = TASK_COLUMNS[source.task]
-        for name in sorted(source.columns.keys() - required - optional):
-            close = nearest(name, required | optional)
-            hint = f" Did you mean {close!r}?" if close else ""
-            yield (
-                f"{place}.columns.{name}",
-                (
-                    f"task {source.task} has no such column.{hint}"
-                    f" Its columns are {', '.join(sorted(required | optional))}."
-                ),
-            )
-        theirs = list(source.columns.values())
-        for name, column in source.columns.items():
-            if theirs.count(column) > 1:
-                yield f"{place}.columns.{name}", f"column {column!r} is mapped twice. Map another one."
-        for name in sorted(required - source.columns.keys()):
-            yield (
-                f"{place}.columns.{name}",
-                (f"is required by task {source.task}. Add it: {name}: THE DATA'S COLUMN NAME."),
-            )
 
 
 def _stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Problem]:

@@ -40,8 +40,10 @@ def beside(value: Any, folder: Path) -> Any:
 
 
 def _locate(item: Any, folder: Path) -> Any:
-    """A source item with its location made absolute. Embedded tables are names, not paths."""
-    if not isinstance(item, dict) or item.get("format") == "embedded" or not isinstance(item.get("location"), str):
+    """A source item with its location made absolute. Embedded tables and the Hub's data sets are names, not paths."""
+    if not isinstance(item, dict) or not isinstance(item.get("location"), str):
+        return item
+    if item.get("format") in ("embedded", "hub"):
         return item
     return {**item, "location": str(folder.absolute() / Path(item["location"]).expanduser())}
 

@@ -1,0 +1,65 @@
+"""Scored pairs, nested columns and prompts: how the data's columns become ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer_ext.tiny_run import make_processor
+from trainer_ext.collator import JointCollator
+from trainer_ext.data_mixing import JointDataset, Key
+from trainer_ext.data_sources import DataError, load_source
+from trainer_ext.recipe import Source, Stage
+
+STAGE = Stage(name="only", steps=1, learning_rate=1e-3, max_length=12)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache per test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def scored(path: Path) -> Source:
+    columns = {"query": "first", "positive": "second", "score": "similarity"}
+    return Source(name="sts", task="scored-pair", location=str(path), format="json", columns=columns)
+
+
+def keys(source: Source, count: int) -> list[Key]:
+    side = "image_text" if source.task == "image-text" else "text"
+    return [Key(step=0, stage=0, side=side, source=source.name, epoch=0, index=index) for index in range(count)]
+
+
+@pytest.mark.parametrize("values", [[0.5, 4.75, 0.0], [1, 5, 3]], ids=["float", "whole"])
+def test_scored_pairs_become_a_column_of_the_batch(tmp_path: Path, values: list[float]) -> None:
+    rows = [{"first": f"red {n}", "second": f"blue {n}", "similarity": value} for n, value in enumerate(values)]
+    source = scored(write_rows(tmp_path / "rows.jsonl", rows))
+    found = JointDataset([source], {"sts": load_source(source)}, seed=1).__getitems__(keys(source, 3))
+    batch = JointCollator(make_processor(), [STAGE])(found)
+    assert batch["text"].keys() == {"query", "positive", "score", "query_ids", "positive_ids"}
+    torch.testing.assert_close(batch["text"]["score"], torch.tensor(values, dtype=torch.float32), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (None, "row 1, column 'similarity': no finite number. Fill it or remove the row."),
+        (float("nan"), "row 1, column 'similarity': no finite number. Fill it or remove the row."),
+        ("high", "holds Value('string'), but score must be a number."),
+    ],
+)
+def test_score_that_is_no_number(tmp_path: Path, score: Any, words: str) -> None:
+    first = "1.0" if isinstance(score, str) else 1.0
+    rows = [{"first": "a", "second": "b", "similarity": value} for value in (first, score)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        load_source(scored(path))
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
