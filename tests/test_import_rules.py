@@ -27,7 +27,8 @@ MODEL_MAY_USE = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "sa
 
 # The middle floor from its foundation up: a room may use only rooms that stand before it.
 ROOMS = [
-    *["resources", "recipe_errors", "recipe_yaml", "recipe_files", "recipe_sources", "recipe_training", "recipe"],
+    *["resources", "recipe_errors", "recipe_yaml", "recipe_files", "recipe_sources", "recipe_start", "recipe_objective"],
+    *["recipe_training", "recipe"],
     *["embedded", "data_checks", "data_sources", "data_mixing", "collator"],
     *["distributed", "pairing", "tiled_losses", "pairwise_losses", "losses", "objective", "gradient_cache"],
     "step_parts",

@@ -69,7 +69,8 @@ class JointObjective:
 
         Returns:
             the loss; and, detached, ``temperature`` and each side's ``loss_*`` and ``accuracy_*``, the share of rows
-            whose own target scores highest among all candidates of the global batch.
+            whose own target scores highest among all candidates of the global batch; and ``similarity_*``, the
+            ``mean_cosine`` of its queries and of its targets.
         """
         terms = {"temperature": embeddings["temperature"].detach()}
         total = 0.0 * embeddings["temperature"]  # keeps the image side in the graph when a stage has no images
@@ -78,7 +79,7 @@ class JointObjective:
             queries, targets = ("image", "caption") if image_text else ("query", "positive")
             query_ids, target_ids = ("image_ids", "text_ids") if image_text else ("query_ids", "positive_ids")
             plus = side.loss == "info_nce_plus"
-            loss, accuracy = self._compare(
+            loss, measured = self._compare(
                 embeddings[queries],
                 embeddings[targets],
                 embeddings["negatives"] if plus else None,
@@ -86,8 +87,19 @@ class JointObjective:
                 [batch[name][key] for key in (query_ids, target_ids, *(["negative_ids"] if plus else []))],
             )
             total = total + side.weight * loss
-            terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": accuracy}
+            terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": measured[0]}
+            terms |= {f"similarity_{queries}": measured[1], f"similarity_{targets}": measured[2]}
         return total, terms
+
+    @torch.no_grad()
+    def chance(self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each side's ``loss_*`` if all vectors were the same and so told nothing: ln(candidates) per direction.
+
+        Asked of the losses themselves, which know what is masked. Arguments as for a call.
+        """
+        same = {name: torch.ones_like(x) for name, x in embeddings.items() if name != "temperature"}
+        _, terms = self(stage, batch, same | {"temperature": embeddings["temperature"]})
+        return {name: value for name, value in terms.items() if name.startswith("loss_")}
 
     def _compare(
         self,
@@ -96,8 +108,8 @@ class JointObjective:
         negatives: Tensor | None,
         temperature: float | Tensor,
         ids: list[Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of one side; of all processes' rows, this one answers for its own."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Loss of one side; and accuracy and similarities. Of all processes' rows, this one answers for its own."""
         shard = shard_of(queries)
         rows = len(queries)
         queries, targets = gather_with_grad(queries, shard), gather_with_grad(targets, shard)  # (B, D)
@@ -114,7 +126,8 @@ class JointObjective:
                 options["negative_ids"] = ids[2]
             loss = info_nce_plus(queries, targets, negatives, **options)
             candidates = torch.cat([targets, negatives.flatten(0, 1)])
-        return loss * shard.weight, in_batch_accuracy(queries, candidates, shard.rows) * shard.weight
+        accuracy = in_batch_accuracy(queries, candidates, shard.rows) * shard.weight
+        return loss * shard.weight, (accuracy, mean_cosine(queries), mean_cosine(targets))
 
 
 @torch.no_grad()
@@ -128,3 +141,17 @@ def in_batch_accuracy(queries: Tensor, candidates: Tensor, rows: slice) -> Tenso
     own = torch.arange(rows.start, rows.stop, device=queries.device)
     right = [(queries[block].float() @ candidates.T).argmax(dim=-1) == block for block in own.split(ACCURACY_BLOCK)]
     return torch.cat(right).float().mean()
+
+
+@torch.no_grad()
+def mean_cosine(vectors: Tensor) -> Tensor:
+    """Mean cosine between different rows of (rows, dim): near 1 when an embedding has collapsed.
+
+    From the length of the rows' sum, which costs one pass: |sum_i u_i|^2 = rows + sum over i != j of cos(i, j).
+
+    >>> mean_cosine(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]))
+    tensor(0.3333)
+    """
+    rows = len(vectors)
+    length = F.normalize(vectors.float(), dim=-1).sum(dim=0).square().sum()
+    return (length - rows) / max(rows * (rows - 1), 1)

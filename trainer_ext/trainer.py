@@ -39,10 +39,11 @@ from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
 from trainer_ext.collator import JointCollator
 from trainer_ext.data_mixing import JointBatchPlan, JointDataset
 from trainer_ext.gradient_cache import Side, cached_embeddings
+from trainer_ext.health import HealthCallback
 from trainer_ext.losses import clamped_temperature
 from trainer_ext.objective import JointObjective, encoder_inputs
 from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, stage_scheduler
-from trainer_ext.progress import StagePrinterCallback, StageProgressCallback
+from trainer_ext.progress import RATES, StagePrinterCallback, StageProgressCallback, ThroughputCallback
 from trainer_ext.recipe import Recipe
 from trainer_ext.stages import StageCallback, image_parameters
 from trainer_ext.step_parts import PartEmbedder, chunks_of
@@ -99,8 +100,11 @@ class JinaCLIPTrainer(Trainer):
         self._terms: dict[str, Tensor] = {}
         self._batches = 0
         self._stage_name = recipe.stages[0].name
+        self._chance_of: int | None = None
+        self._health, self._throughput = HealthCallback(recipe.stages), ThroughputCallback()
         self.add_callback(StageCallback(recipe.stages, self.model.config.vision_config.patch_dropout))
-        self.add_callback(FiniteGradientsCallback())
+        for callback in (FiniteGradientsCallback(), self._health, self._throughput):
+            self.add_callback(callback)
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
         self.add_callback(StagePrinterCallback if self.args.disable_tqdm else StageProgressCallback)
@@ -140,6 +144,11 @@ class JinaCLIPTrainer(Trainer):
         embeddings = self._embeddings(model, inputs)
         loss, terms = self.objective(stage, inputs, embeddings)
         self._note(stage.name, terms)
+        self._throughput.count(inputs)
+        if self._chance_of != inputs["stage"]:
+            chance = self.objective.chance(stage, inputs, embeddings)
+            self._health.chance = {name: self.accelerator.reduce(x, "mean").item() for name, x in chance.items()}
+            self._chance_of = inputs["stage"]
         if not torch.isfinite(loss):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
             raise NonFiniteError(
@@ -166,13 +175,21 @@ class JinaCLIPTrainer(Trainer):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the stage and the mean of every loss term since the last line."""
+        """Add the stage, the mean of every loss term since the last line, and the speed, which is shown but not kept.
+
+        A resumed run keeps the history of the uninterrupted one, and the speed depends on the clock.
+        """
         if "loss" in logs and self._batches:
             means = torch.stack(list(self._terms.values())) / self._batches
             means = self.accelerator.reduce(means, reduction="mean")
             logs |= dict(zip(self._terms, means.tolist(), strict=True)) | {"stage": self._stage_name}
             self._terms, self._batches = {}, 0
+            counts, seconds = self._throughput.take()
+            counts = self.accelerator.reduce(torch.tensor(counts, device=self.args.device)).tolist()
+            logs |= {name: count / seconds for name, count in zip(RATES, counts, strict=True)}
         super().log(logs, start_time)
+        for name in RATES:
+            self.state.log_history[-1].pop(name, None)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
