@@ -6,13 +6,14 @@ that no file is opened and no URL fetched because a text looks like one. An imag
 ``model[0].allow_urls = True``.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from sentence_transformers.base.modality import infer_modality
 from sentence_transformers.base.modules.transformer import Transformer as StockTransformer
 
-from .image_urls import fetch_url, is_url
+from .image_urls import URL_THREADS, fetch_url, is_url
 
 
 class Transformer(StockTransformer):
@@ -35,9 +36,7 @@ class Transformer(StockTransformer):
 
     def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Tokenize texts and prepare images; a mixed list keeps the position of each kind beside its features."""
-        inputs = [
-            {"text": item} if isinstance(item, str) else self._without_url(item, i) for i, item in enumerate(inputs)
-        ]
+        inputs = self._without_urls([{"text": item} if isinstance(item, str) else item for item in inputs])
         kinds = [infer_modality(item, list(self.modality_config)) for item in inputs]
         unknown = sorted({str(kind) for kind in kinds} - set(self.modality_config))
         if unknown:
@@ -52,16 +51,22 @@ class Transformer(StockTransformer):
             features[f"{kind}_index"] = torch.tensor(positions)
         return {**features, "modality": "mixed"}
 
-    def _without_url(self, item: Any, position: int) -> Any:
-        """``item`` with the bytes in place of a URL, where that is allowed."""
-        if not isinstance(item, dict) or not is_url(item.get("image")):
-            return item
+    def _without_urls(self, inputs: list[Any]) -> list[Any]:
+        """``inputs`` with the bytes in place of URLs, where those are allowed."""
+        found = {
+            i: item["image"] for i, item in enumerate(inputs) if isinstance(item, dict) and is_url(item.get("image"))
+        }
+        if not found:
+            return inputs
         if not self.allow_urls:
+            position, url = next(iter(found.items()))
             raise ValueError(
-                f"input {position}: {item['image'][:100]!r} is a URL, and URLs are not fetched unless you set "
+                f"input {position}: {url[:100]!r} is a URL, and URLs are not fetched unless you set "
                 "model[0].allow_urls = True; or download it and pass the opened image or the path."
             )
-        return {**item, "image": fetch_url(item["image"])}
+        with ThreadPoolExecutor(max_workers=URL_THREADS) as pool:
+            fetched = dict(zip(found, pool.map(fetch_url, found.values()), strict=True))
+        return [{**item, "image": fetched[i]} if i in fetched else item for i, item in enumerate(inputs)]
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Embed each kind by its tower and put the rows back in the order of the inputs."""

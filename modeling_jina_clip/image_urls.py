@@ -89,10 +89,10 @@ def _fetch(
         raise ValueError(f"it redirects more than {MAX_REDIRECTS} times")
     except TimeoutError as error:
         raise TimeoutError(f"{_shown(url)} was not there within {timeout:g} seconds") from error
+    except (OSError, http.client.HTTPException) as error:  # before ValueError: a bad certificate is both
+        raise ConnectionError(f"{_shown(url)} cannot be fetched: {error or type(error).__name__}") from error
     except ValueError as error:
         raise ValueError(f"{_shown(url)} is not fetched: {error}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{_shown(url)} cannot be fetched: {error or type(error).__name__}") from error
 
 
 def _shown(url: str) -> str:
