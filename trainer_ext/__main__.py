@@ -74,12 +74,12 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         folder.check(options.resume, options.allow_recipe_change)
     with arguments.main_process_first(desc="reading the data"):
         tables = load_sources(recipe.used_sources())
-        tasks = load_suite(recipe.evaluation) if recipe.evaluation else []
+        tasks = load_suite(recipe.evaluation.suite) if recipe.evaluation else []
     checkpoint = folder.last_checkpoint(say) if options.resume else None
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
     set_seed(recipe.seed)
-    model, processor = initial_model(recipe, checkpoint)
+    model, processor = initial_model(recipe, checkpoint, say)
     model.processor = processor
     # A resumed run has measured the untrained model already.
     arguments.eval_on_start = bool(tasks) and checkpoint is None

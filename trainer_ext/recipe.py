@@ -10,31 +10,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from trainer_ext.recipe_errors import Problem, RecipeError, describe_validation, raise_problems, shorten
 from trainer_ext.recipe_files import beside, expand_sources, finish_sources, with_source_names
+from trainer_ext.recipe_objective import (
+    SIDE_TASK,
+    Matryoshka,
+    SideLoss,
+    SideName,
+    embedding_width,
+    loss_problems,
+    matryoshka_problems,
+    width_problems,
+)
 from trainer_ext.recipe_sources import Source, Strict, Task, source_problems
 from trainer_ext.recipe_training import refused_fields, split_training, training_fields
 from trainer_ext.recipe_yaml import apply_overrides, read_yaml, split_override
 from trainer_ext.resources import find_resource, nearest
 
-LossName = Literal["info_nce", "info_nce_plus"]
 Schedule = Literal["cosine", "linear", "constant"]
-SideName = Literal["image_text", "text"]
 AttentionName = Literal["eager", "sdpa"]
 
 SIDES: tuple[SideName, ...] = ("image_text", "text")
-# Which task a side and its loss need.
-_SIDE_TASK: dict[tuple[SideName, LossName], Task] = {
-    ("image_text", "info_nce"): "image-text",
-    ("text", "info_nce"): "text-pair",
-    ("text", "info_nce_plus"): "triplet",
-}
 
 
-class Side(Strict):
+class Side(SideLoss):
     """One half of a joint step: which sources feed it, how many rows a step takes, and its loss.
 
     ``batch_size`` counts the rows of one optimiser step over all processes and all accumulated micro-batches, so that
@@ -44,8 +46,6 @@ class Side(Strict):
 
     sources: Annotated[list[str], Field(min_length=1)]
     batch_size: PositiveInt
-    loss: LossName = "info_nce"
-    weight: PositiveFloat = 1.0
 
 
 class Stage(Strict):
@@ -91,10 +91,18 @@ class TokenizerSpec(Strict):
     vocab_size: PositiveInt
 
 
+class EvaluationSpec(Strict):
+    """Which suite is measured; and again with embeddings cut to each of ``truncate_dims`` (Matryoshka)."""
+
+    suite: str
+    truncate_dims: list[PositiveInt] = Field(default_factory=list)
+
+
 class Recipe(Strict):
     """One training run. ``training`` holds the recipe's top-level keys that are TrainingArguments fields.
 
     ``attn_implementation`` names an attention backend of transformers that can train both towers.
+    ``matryoshka`` is for every loss of every stage that says nothing else. ``evaluation`` may be the suite's bare name.
     """
 
     name: str
@@ -103,13 +111,21 @@ class Recipe(Strict):
     attn_implementation: AttentionName | None = None
     sources: list[Source]
     stages: Annotated[list[Stage], Field(min_length=1)]
-    evaluation: str | None = None
+    evaluation: EvaluationSpec | None = None
+    matryoshka: Matryoshka | None = None
     seed: Annotated[int, Field(ge=0)] = 42
     training: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("evaluation", mode="before")
+    @classmethod
+    def _suite_alone(cls, value: Any) -> Any:
+        return {"suite": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         problems = [*source_problems(self.sources), *_stage_problems(self.sources, self.stages)]
+        if self.matryoshka is not None:
+            problems += matryoshka_problems("matryoshka", self.matryoshka)
         if problems:
             raise PydanticCustomError("recipe_checks", "{text}", {
                 "problems": problems, "text": "; ".join(f"{path}: {message}" for path, message in problems)
@@ -120,6 +136,16 @@ class Recipe(Strict):
         """The sources that at least one stage takes rows from."""
         names = {name for stage in self.stages for _, side in stage.sides() for name in side.sources}
         return [source for source in self.sources if source.name in names]
+
+    def width_problems(self, width: int) -> Iterator[Problem]:
+        """The dimensions of Matryoshka losses and evaluations that an embedding of this width does not have."""
+        yield from width_problems("matryoshka.dims", self.matryoshka.dims if self.matryoshka else [], width)
+        for position, stage in enumerate(self.stages):
+            for name, side in stage.sides():
+                dims = side.matryoshka.dims if side.matryoshka else []
+                yield from width_problems(f"stages.{position}.{name}.matryoshka.dims", dims, width)
+        dims = self.evaluation.truncate_dims if self.evaluation else []
+        yield from width_problems("evaluation.truncate_dims", dims, width)
 
 
 def _stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Problem]:
@@ -139,9 +165,9 @@ def _stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Itera
 
 
 def _side_problems(place: str, side_name: SideName, side: Side, tasks: dict[str, Task]) -> Iterator[Problem]:
-    task = _SIDE_TASK.get((side_name, side.loss))
+    yield from loss_problems(place, side_name, side)
+    task = SIDE_TASK.get((side_name, side.loss))
     if task is None:
-        yield f"{place}.loss", f"{side.loss!r} needs triplets of texts; the {side_name} side takes 'info_nce'."
         return
     for position, name in enumerate(side.sources):
         if name not in tasks:
@@ -203,7 +229,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         problems += describe_validation(error, Recipe, training_fields().keys() - refused_fields().keys(), {"training"})
         raise_problems(str(path), with_source_names(problems, tree))
     raise_problems(str(path), problems)
-    find_resource("models", recipe.model)
+    width = embedding_width(find_resource("models", recipe.model))
+    raise_problems(str(path), list(recipe.width_problems(width)) if width else [])
     return recipe
 
 
