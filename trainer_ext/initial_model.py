@@ -1,5 +1,6 @@
 """What a run starts from: a preset with random weights, or a checkpoint folder, and the processor that goes with it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -10,19 +11,23 @@ from trainer_ext.resources import find_resource
 from trainer_ext.tokenizer_training import train_wordpiece, training_texts
 
 
-def initial_model(recipe: Recipe, resumed_from: Path | None = None) -> tuple[JinaCLIPModel, JinaCLIPProcessor]:
+def initial_model(
+    recipe: Recipe, resumed_from: Path | None = None, say: Callable[[str], object] | None = None
+) -> tuple[JinaCLIPModel, JinaCLIPProcessor]:
     """The model and the processor of a recipe, before the first step.
 
     A preset gets random weights (from torch's global generator) and, if the recipe trains a tokenizer, a vocabulary
     of exactly its size. A checkpoint folder brings its weights, image processor and, unless the recipe says otherwise,
-    its tokenizer.
+    its tokenizer. Towers that the recipe names under ``initialize`` replace those; beside a text tower its tokenizer is
+    looked for, too.
 
     Args:
         resumed_from: a checkpoint of this run, whose tokenizer is taken instead of training it a second time. Its
-            weights are the Trainer's business.
+            weights are the Trainer's business, those of ``initialize`` included.
+        say: is told, a tower at a time, what became of its checkpoint.
 
     Raises:
-        ValueError: no tokenizer, or one that does not fit the model's vocabulary.
+        ValueError: no tokenizer, one that does not fit the model's vocabulary, or a tower that does not fit its config.
     """
     start = find_resource("models", recipe.model)
     tokenizer = _tokenizer(recipe, start, resumed_from)
@@ -38,6 +43,11 @@ def initial_model(recipe: Recipe, resumed_from: Path | None = None) -> tuple[Jin
         config.text_config.pad_token_id = tokenizer.pad_token_id
         model = JinaCLIPModel._from_config(config, attn_implementation=recipe.attn_implementation)
         image_processor = JinaCLIPImageProcessor(size=config.vision_config.image_size)
+    if recipe.initialize is not None and resumed_from is None:
+        for tower, report in model.initialize_towers(**dict(recipe.initialize)).items():
+            if say is not None:
+                fresh = f": {', '.join(report.fresh)}" if report.fresh else ""
+                say(f"{tower} tower from {getattr(recipe.initialize, tower)}: {report}{fresh}")
     return model, JinaCLIPProcessor(image_processor, tokenizer)
 
 
@@ -48,6 +58,10 @@ def _tokenizer(recipe: Recipe, start: Path, resumed_from: Path | None) -> PreTra
         return train_wordpiece(training_texts(recipe), recipe.tokenizer.vocab_size)
     if recipe.tokenizer is not None:
         return _load_tokenizer(Path(recipe.tokenizer))
+    tower = Path(recipe.initialize.text).expanduser() if recipe.initialize and recipe.initialize.text else start
+    for folder in (tower, start):
+        if (folder / "tokenizer_config.json").is_file():
+            return _load_tokenizer(folder)
     if start.is_dir():
         return _load_tokenizer(start)
     raise ValueError(

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from modeling_jina_clip import JinaCLIPTextForMaskedLM
 from tests.trainer_ext.tiny_run import make_model, make_processor, make_tokenizer
 from trainer_ext.initial_model import initial_model
-from trainer_ext.recipe import load_recipe
+from trainer_ext.recipe import RecipeError, load_recipe
 
 
 @pytest.fixture
@@ -67,3 +69,84 @@ def test_a_tokenizer_without_padding_is_refused(tiny_recipe: Path, tmp_path: Pat
     tokenizer.save_pretrained(tmp_path / "unpadded")
     with pytest.raises(ValueError, match="no padding token"):
         initial_model(load_recipe(tiny_recipe, [f"tokenizer={tmp_path / 'unpadded'}"]))
+
+
+# --- towers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text_tower(tmp_path: Path) -> Path:
+    """A masked language model of the tiny run's text sizes, and the tokenizer it knows."""
+    config = make_model().config.text_config
+    torch.manual_seed(11)
+    JinaCLIPTextForMaskedLM(config).save_pretrained(tmp_path / "text-tower")
+    make_tokenizer().save_pretrained(tmp_path / "text-tower")
+    return tmp_path / "text-tower"
+
+
+def test_towers_of_a_recipe_arrive_unchanged(tiny_recipe: Path, text_tower: Path, tmp_path: Path) -> None:
+    torch.manual_seed(12)
+    vision = {name: torch.randn_like(tensor) for name, tensor in make_model().vision_model.state_dict().items()}
+    save_file({"visual." + name: tensor for name, tensor in vision.items()}, tmp_path / "eva.safetensors")
+    towers = [f"initialize.text={text_tower}", f"initialize.vision={tmp_path / 'eva.safetensors'}", "tokenizer=null"]
+    said: list[str] = []
+    model, processor = initial_model(load_recipe(tiny_recipe, towers), say=said.append)
+    expected = JinaCLIPTextForMaskedLM.from_pretrained(text_tower).text_model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.text_model.state_dict().items())
+    assert all(torch.equal(tensor, vision[name]) for name, tensor in model.vision_model.state_dict().items())
+    assert processor.tokenizer.get_vocab() == make_tokenizer().get_vocab()  # taken from beside the text tower
+    assert [line.split(" tower from ")[0] for line in said] == ["text", "vision"]
+    assert "0 left fresh, 5 of the file not used" in said[0]
+
+
+def test_a_tower_replaces_that_of_a_checkpoint(tiny_recipe: Path, checkpoint: Path, text_tower: Path) -> None:
+    recipe = load_recipe(tiny_recipe, [f"model={checkpoint}", f"initialize.text={text_tower}"])
+    model, _ = initial_model(recipe)
+    before = make_model()
+    words = JinaCLIPTextForMaskedLM.from_pretrained(text_tower).get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight, words)
+    assert not torch.equal(words, before.get_input_embeddings().weight)
+    assert torch.equal(model.vision_model.cls_token, before.vision_model.cls_token)
+
+
+def test_a_resumed_run_does_not_read_the_towers_again(tiny_recipe: Path, text_tower: Path, checkpoint: Path) -> None:
+    recipe = load_recipe(tiny_recipe, [f"initialize.text={text_tower}"])
+    said: list[str] = []
+    initial_model(recipe, resumed_from=checkpoint, say=said.append)
+    assert said == []
+
+
+def test_a_relative_path_is_taken_from_the_recipes_folder(tiny_recipe: Path, text_tower: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(tiny_recipe.read_text() + "initialize: {text: text-tower}\n")
+    assert load_recipe(tmp_path / "recipe.yaml").initialize.text == str(text_tower)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("initialize={}", "initialize: names no tower: give it text, vision, or both"),
+        ("initialize.text=nowhere", "initialize.text: 'nowhere' does not exist. Give a .safetensors file or a folder"),
+        ("initialize.vision={here}", "initialize.vision: '{here}' is a folder without a .safetensors file. Pickles"),
+        ("initialize.vision={here}/recipe.yaml", "initialize.vision: '{here}/recipe.yaml' is no .safetensors file"),
+        ("initialize.images=x", "initialize.images: unknown key (value 'x')"),
+    ],
+)
+def test_towers_that_are_not_there_are_refused_at_load(tiny_recipe: Path, override: str, message: str) -> None:
+    here = str(tiny_recipe.parent)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tiny_recipe, [override.replace("{here}", here)])
+    assert message.replace("{here}", here) in str(caught.value)
+
+
+def test_a_new_tokenizer_for_old_embeddings_is_refused(tiny_recipe: Path, text_tower: Path) -> None:
+    with pytest.raises(RecipeError, match=r"tokenizer: .* does not fit the word embeddings of initialize.text"):
+        load_recipe(tiny_recipe, [f"initialize.text={text_tower}", "tokenizer={vocab_size: 100}"])
+
+
+def test_a_tower_of_another_size_is_refused(tiny_recipe: Path, text_tower: Path, tiny_data: Path, tmp_path) -> None:
+    preset = json.loads((tiny_data / "model.json").read_text())
+    preset["text_config"]["num_hidden_layers"] = 2
+    deeper = tmp_path / "deeper.json"
+    deeper.write_text(json.dumps(preset))
+    with pytest.raises(ValueError, match=r"without a tensor there: transformer.encoder.layers.1"):
+        initial_model(load_recipe(tiny_recipe, [f"model={deeper}", f"initialize.text={text_tower}"]))
