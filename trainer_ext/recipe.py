@@ -21,11 +21,13 @@ from trainer_ext.recipe_objective import (
     SideLoss,
     SideName,
     embedding_width,
+    left_out_problems,
     loss_problems,
     matryoshka_problems,
     width_problems,
 )
 from trainer_ext.recipe_sources import Source, Strict, Task, source_problems
+from trainer_ext.recipe_start import InitializeSpec, locate_towers
 from trainer_ext.recipe_training import refused_fields, split_training, training_fields
 from trainer_ext.recipe_yaml import apply_overrides, read_yaml, split_override
 from trainer_ext.resources import find_resource, nearest
@@ -107,6 +109,7 @@ class Recipe(Strict):
 
     name: str
     model: str
+    initialize: InitializeSpec | None = None
     tokenizer: TokenizerSpec | str | None = None
     attn_implementation: AttentionName | None = None
     sources: list[Source]
@@ -124,6 +127,8 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         problems = [*source_problems(self.sources), *_stage_problems(self.sources, self.stages)]
+        if self.initialize is not None:
+            problems += self.initialize.problems(isinstance(self.tokenizer, TokenizerSpec))
         if self.matryoshka is not None:
             problems += matryoshka_problems("matryoshka", self.matryoshka)
         if problems:
@@ -138,12 +143,13 @@ class Recipe(Strict):
         return [source for source in self.sources if source.name in names]
 
     def width_problems(self, width: int) -> Iterator[Problem]:
-        """The dimensions of Matryoshka losses and evaluations that an embedding of this width does not have."""
-        yield from width_problems("matryoshka.dims", self.matryoshka.dims if self.matryoshka else [], width)
+        """The Matryoshka losses and truncated evaluations that an embedding of this width cannot have."""
+        if self.matryoshka is not None:
+            yield from left_out_problems("matryoshka", self.matryoshka, width)
         for position, stage in enumerate(self.stages):
             for name, side in stage.sides():
-                dims = side.matryoshka.dims if side.matryoshka else []
-                yield from width_problems(f"stages.{position}.{name}.matryoshka.dims", dims, width)
+                if side.matryoshka is not None:
+                    yield from left_out_problems(f"stages.{position}.{name}.matryoshka", side.matryoshka, width)
         dims = self.evaluation.truncate_dims if self.evaluation else []
         yield from width_problems("evaluation.truncate_dims", dims, width)
 
@@ -199,8 +205,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         path_or_name: a YAML file, or the name of a packaged recipe (``configuration/recipes/NAME.yaml``).
         overrides: ``dotted.key=value`` items; list items by position or by name; values are read as YAML.
 
-    Relative paths (sources' locations, source lists, model and tokenizer) are taken from the folder of the file they
-    stand in, those in overrides from the working directory. Locations are absolute in the result.
+    Relative paths (sources' locations, source lists, model, tokenizer, initialize) are taken from the folder of the
+    file they stand in, those in overrides from the working directory. Locations are absolute in the result.
 
     Raises:
         RecipeError: everything that is wrong with the recipe, one line per problem.
@@ -217,6 +223,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     # A new source list has to be there before it can be expanded; other changes may point into the expanded one.
     lists = [change for change in changes if change[0] == ["sources"]]
     tree |= {key: beside(tree[key], path.parent) for key in ("model", "tokenizer") if key in tree}
+    if "initialize" in tree:
+        tree["initialize"] = locate_towers(tree["initialize"], path.parent)
     tree["sources"] = expand_sources(tree.get("sources", []), path.parent)
     for _, value in lists:
         tree["sources"] = expand_sources(value, Path.cwd())
@@ -228,6 +236,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     except ValidationError as error:
         problems += describe_validation(error, Recipe, training_fields().keys() - refused_fields().keys(), {"training"})
         raise_problems(str(path), with_source_names(problems, tree))
+    problems += recipe.initialize.missing() if recipe.initialize else []
     raise_problems(str(path), problems)
     width = embedding_width(find_resource("models", recipe.model))
     raise_problems(str(path), list(recipe.width_problems(width)) if width else [])
