@@ -59,9 +59,8 @@ class Transformer(StockTransformer):
         if not found:
             return inputs
         if not self.allow_urls:
-            position, url = next(iter(found.items()))
-            raise ValueError(
-                f"input {position}: {url[:100]!r} is a URL, and URLs are not fetched unless you set "
+            raise ValueError(  # without a position: sentence-transformers sorts its inputs before this
+                f"{next(iter(found.values()))[:100]!r} is a URL, and URLs are not fetched unless you set "
                 "model[0].allow_urls = True; or download it and pass the opened image or the path."
             )
         with ThreadPoolExecutor(max_workers=URL_THREADS) as pool:

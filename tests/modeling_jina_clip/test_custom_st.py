@@ -1,7 +1,12 @@
 """The sentence-transformers module: texts, images, mixed lists, prompts, and no guessing about strings."""
 
+import io
 import json
 import shutil
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +68,121 @@ def test_texts_images_and_mixed_lists(model, reference, images) -> None:
     assert model.get_embedding_dimension() == 64
 
 
-def test_a_string_is_always_a_text(model, reference, golden: Path) -> None:
+@pytest.fixture
+def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket, no name, no picture: whoever tries fails."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError(f"opened: {args[:2]}")
+
+    for module, name in ((socket.socket, "connect"), (socket, "getaddrinfo"), (Image, "open")):
+        monkeypatch.setattr(module, name, refuse)
+
+
+def test_a_string_is_always_a_text(model, reference, images, golden: Path, nothing_is_opened: None) -> None:
     path = str(golden / "images" / "gray_257x190.png")
-    texts = [path, "http://127.0.0.1:9/cat.png", "data:image/png;base64,AAAA"]
-    np.testing.assert_allclose(model.encode(texts), reference.encode_text(texts), atol=1e-5)
+    texts = [
+        *[
+            path,
+            f"file://{path}",
+            "http://127.0.0.1:9/cat.png",
+            "https://example.com/cat.jpg",
+            "data:image/png;base64,AA",
+        ],
+        *["https://www.youtube.com/watch?v=1", "/etc/hostname", "~/cat.png", "clip.mp4", "ftp://example.com/a.png"],
+    ]
+    expected = reference.encode_text(texts)
+    np.testing.assert_allclose(model.encode(texts), expected, atol=1e-5)
+    np.testing.assert_allclose([model.encode(text) for text in texts], expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode([{"text": text} for text in texts]), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode_query(texts), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode_document(texts), expected, atol=1e-5)
+    array = np.asarray(images[0].convert("RGB"))
+    np.testing.assert_allclose(model.encode([array, *texts])[1:], expected, atol=1e-5)  # beside an image, too
+
+
+def test_a_path_as_an_image_is_said_so(model, reference, golden: Path) -> None:
+    path = golden / "images" / "gray_257x190.png"
+    expected = reference.encode_image([path])[0]
+    for image in (str(path), path.read_bytes(), Image.open(path)):
+        np.testing.assert_allclose(model.encode([{"image": image}])[0], expected, atol=1e-5)
+
+
+def test_an_image_url_needs_the_programs_consent(model, nothing_is_opened: None) -> None:
+    for batch in ([{"image": "http://127.0.0.1:9/cat.png"}], ["a cat", {"image": "https://example.com/cat.png"}]):
+        with pytest.raises(ValueError, match=r"cat.png' is a URL, .* set model\[0\]\.allow_urls = True"):
+            model.encode(batch)
+    # Messages of a chat could name a URL as well; this model takes none.
+    message = {"role": "user", "content": [{"type": "image", "url": "http://127.0.0.1:9/cat.png"}]}
+    with pytest.raises(ValueError, match="cannot embed inputs of kind"):
+        model.encode([message])
+
+
+def test_with_consent_a_url_is_fetched_by_the_same_rules(model, reference, images) -> None:
+    buffer = io.BytesIO()
+    images[0].save(buffer, format="PNG")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(buffer.getvalue())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http, pytest.MonkeyPatch.context() as patch:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_address[1]}/cat.png"
+        patch.setattr(model[0], "allow_urls", True)
+        with pytest.raises(ValueError, match="is not an address of the public internet"):
+            model.encode([{"image": url}])
+        # The rule's home is the module that this folder's custom_st was loaded with.
+        rules = sys.modules[sys.modules[type(model[0]).__module__].fetch_url.__module__]
+        patch.setattr(rules, "is_public", lambda address: address.is_loopback)
+        embeddings = model.encode([{"image": url}, "a cat", {"image": url}])
+        http.shutdown()
+    image, text = reference.encode_image([images[0]])[0], reference.encode_text("a cat")
+    np.testing.assert_allclose(embeddings, [image, text, image], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"allow_urls": True},
+        {"processing_kwargs": {"image": {"allow_urls": True}}},
+        {"processing_kwargs": {"common": {"allow_urls": True}}},
+        {"processor_kwargs": {"allow_urls": True}},
+        {"transformer_task": "retrieval"},  # for which the stock module opens image strings by itself
+    ],
+    ids=str,
+)
+def test_no_file_of_a_repository_gives_consent(
+    folder: Path, settings: dict, tmp_path: Path, nothing_is_opened: None
+) -> None:
+    shutil.copytree(folder, tmp_path / "sly")
+    for name in ("sentence_bert_config.json", "preprocessor_config.json", "processor_config.json", "config.json"):
+        path = tmp_path / "sly" / name
+        if path.is_file():
+            path.write_text(json.dumps({**json.loads(path.read_text()), "allow_urls": True}))
+    path = tmp_path / "sly" / "sentence_bert_config.json"
+    plain = {key: value for key, value in json.loads(path.read_text()).items() if key != "allow_urls"}
+    path.write_text(json.dumps({**plain, **settings}))
+
+    def embed() -> np.ndarray:
+        sly = SentenceTransformer(str(tmp_path / "sly"), trust_remote_code=True, device="cpu")
+        return sly.encode([{"image": "http://127.0.0.1:9/cat.png"}])
+
+    with pytest.raises((ValueError, TypeError), match=r"allow_urls|retrieval"):
+        embed()
+
+
+def test_consent_is_not_saved(model, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model[0], "allow_urls", True)
+        model.save_pretrained(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
+    assert again[0].allow_urls is False
 
 
 def test_prompts_truncation_and_similarity(model, reference) -> None:
