@@ -66,7 +66,9 @@ def apply_rope(states: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor
     whose sign alternates (``signed_sin``), which takes one copy instead of three.
     """
     swapped = states.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(states * cos, swapped, signed_sin)
+    if torch.is_grad_enabled():
+        return torch.addcmul(states * cos, swapped, signed_sin)
+    return (states * cos).addcmul_(swapped, signed_sin)
 
 
 def rope_with_cls(tables: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,7 +176,10 @@ class JinaCLIPVisionMLP(nn.Module):
         self.w3 = nn.Linear(config.intermediate_size, config.width)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.w3(self.ffn_ln(F.silu(self.w1(hidden_states)) * self.w2(hidden_states)))
+        gate, up = self.w1(hidden_states), self.w2(hidden_states)
+        # Without gradients in place: fresh memory of this size costs a CPU more than the arithmetic.
+        inner = F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
+        return self.w3(self.ffn_ln(inner))
 
 
 class JinaCLIPVisionLayer(GradientCheckpointingLayer):
