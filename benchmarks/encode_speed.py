@@ -6,12 +6,14 @@ up. Prints the median seconds with quartiles, the ratio to ``published fp32``, a
 
     python benchmarks/encode_speed.py text [--rounds 7] [--texts 192]
     python benchmarks/encode_speed.py image [--rounds 7] [--images 32]
+    python benchmarks/encode_speed.py memory [--tokens 8192]
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -129,14 +131,36 @@ def compare(variants: dict[str, Variant], rounds: int) -> None:
         print(f"{name:16} {middle:7.3f} s ({low:.3f}-{high:.3f})  {peer / middle:5.2f}x  difference {difference}")
 
 
+def peak_memory(tokens: int) -> None:
+    """Encode one text of so many tokens; print the peak of the process above the loaded model, and the model's size."""
+    model = make_model(torch.float32)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**20
+    text = " ".join(["w1"] * (tokens - 2))
+    model.encode_text("w1 w2")  # what the first call loads is not the text's
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = memory("VmRSS")
+    model.encode_text(text, max_length=tokens)
+    peak = memory("VmHWM") - before
+    print(f"{tokens} tokens: {peak:.0f} MiB above the model of {size:.0f} MiB, {peak / size:.2f} times its size")
+
+
+def memory(name: str) -> float:
+    """A size of this process in MiB, from the Linux kernel."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) / 1024
+
+
 def main() -> None:
     """Choose the side and run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("side", choices=["text", "image"])
+    parser.add_argument("side", choices=["text", "image", "memory"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--texts", type=int, default=192)
     parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=8192)
     options = parser.parse_args()
+    if options.side == "memory":
+        return peak_memory(options.tokens)
     variants = text_variants(options.texts) if options.side == "text" else image_variants(options.images)
     compare(variants, options.rounds)
 
