@@ -14,7 +14,8 @@ which is the gradient of one process with the whole batch, if mean_s L_s is the 
 * a mean over the own rows, times ``shard.weight`` = own rows * W / all rows (1.0 when all shares are equal);
 * a loss that every process computes in full on the gathered rows (``cosent``): all L_s are the same number.
 
-The same holds for parameters of the loss itself, such as the temperature.
+The same holds for parameters of the loss itself, such as the temperature. DDP takes the mean of those that belong to
+the model; ``replicated`` takes it of the others.
 """
 
 from dataclasses import dataclass
@@ -86,12 +87,36 @@ def gather_with_grad(tensor: Tensor, shard: Shard | None = None) -> Tensor:
 
 
 def gather_ids(ids: Tensor, shard: Shard | None = None) -> Tensor:
-    """The ids (own rows, ...) of all processes in rank order; integers have no gradient.
+    """The ids (own rows, ...) of all processes in rank order, or other labels such as scores: without gradient.
 
     >>> gather_ids(torch.tensor([3, 1]))
     tensor([3, 1])
     """
     return ids if _world_size() == 1 else _all_rows(ids, shard or shard_of(ids))
+
+
+def replicated(parameter: Tensor) -> Tensor:
+    """A parameter of the loss that no wrapper looks after; all processes get the mean of its gradients.
+
+    A collective backward, like that of ``gather_with_grad``.
+
+    >>> replicated(torch.tensor(2.0))
+    tensor(2.)
+    """
+    return parameter if _world_size() == 1 else _Replicated.apply(parameter)
+
+
+class _Replicated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, parameter: Tensor) -> Tensor:
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        mean = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(mean)
+        return mean / _world_size()
 
 
 class _Gather(torch.autograd.Function):

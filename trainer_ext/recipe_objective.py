@@ -34,7 +34,9 @@ _NOT_HERE = {
 
 
 class Matryoshka(Strict):
-    """Every loss is taken on these prefixes of the embeddings, too, each weighted (1 by default) and renormalised.
+    """Every loss is the sum over these prefixes of the embeddings, renormalised, each weighted (1 by default).
+
+    The embedding's full width must be one of them.
 
     >>> Matryoshka(dims=[64, 32]).weights is None
     True
@@ -99,6 +101,17 @@ def matryoshka_problems(place: str, matryoshka: Matryoshka) -> Iterator[Problem]
         yield f"{place}.weights", f"has {len(weights)} weights for {len(dims)} dims. Give one for each of {dims}."
 
 
+def left_out_problems(place: str, matryoshka: Matryoshka, width: int) -> Iterator[Problem]:
+    """Dimensions too many, or the whole embedding not among them."""
+    dims = matryoshka.dims
+    yield from width_problems(f"{place}.dims", dims, width)
+    if max(dims) < width:
+        words = (
+            f"{dims} leaves out the embedding's dimensions from {max(dims)} on: nothing would train them. Add {width}."
+        )
+        yield f"{place}.dims", words
+
+
 def embedding_width(model: Path) -> int | None:
     """The embedding's width that a preset or a checkpoint folder states; None where its configuration does not."""
     file = model / "config.json" if model.is_dir() else model
@@ -107,6 +120,6 @@ def embedding_width(model: Path) -> int | None:
 
 
 def width_problems(place: str, dims: list[int], width: int) -> Iterator[Problem]:
-    """Dimensions that the embedding does not have."""
+    """Dimensions that an embedding of this width does not have."""
     if wide := [dim for dim in dims if dim > width]:
         yield place, f"{wide} are larger than the model's embedding of {width}. Use dims of at most {width}."

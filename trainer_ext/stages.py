@@ -6,7 +6,8 @@ What a boundary changes, and who reads it:
 1. data, batch size: the batch plan; text length, image size: the collator;
 2. loss: ``JinaCLIPTrainer.compute_loss``, by the stage that each batch carries;
 3. learning rate: one scheduler over all stages (``optimization.stage_scheduler``);
-4. patch dropout: ``StageCallback``, which also asks for a log line, an evaluation and a model folder at the last step.
+4. the temperatures and biases that it does not train: left as they are;
+5. patch dropout: ``StageCallback``, which also asks for a log line, an evaluation and a model folder at the last step.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from modeling_jina_clip import JinaCLIPModel
 from trainer_ext.losses import clamp_logit_scale_
+from trainer_ext.objective import JointObjective
 from trainer_ext.optimization import stage_at
 from trainer_ext.recipe import Stage
+from trainer_ext.recipe_objective import trains_temperature
 
 
 def finished_stage(stages: Sequence[Stage], steps_done: int) -> int | None:
@@ -36,9 +39,10 @@ def image_parameters(model: JinaCLIPModel) -> list[nn.Parameter]:
 class StageCallback(TrainerCallback):
     """Keeps the model in step with the schedule, and asks the trainer for what belongs to a stage's end."""
 
-    def __init__(self, stages: Sequence[Stage], own_patch_dropout: float) -> None:
+    def __init__(self, stages: Sequence[Stage], own_patch_dropout: float, objective: JointObjective) -> None:
         self.stages = stages
         self.own_patch_dropout = own_patch_dropout
+        self.objective = objective
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
@@ -50,16 +54,21 @@ class StageCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
     ) -> None:
-        """A stage without images leaves their side as it is: no weight decay, no momentum of an earlier stage."""
-        if self._stage(state).image_text is None:
+        """What a stage does not train stays as it is: no weight decay, no momentum of an earlier stage."""
+        side = self._stage(state).image_text
+        if side is None:
             for parameter in image_parameters(model):
                 parameter.grad = None
+        elif not trains_temperature("image_text", side):
+            model.logit_scale.grad = None
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
     ) -> None:
-        """Clamp the trained temperature after each update."""
+        """Clamp the trained temperatures after each update; the trainer clears the gradients of the model alone."""
         clamp_logit_scale_(model.logit_scale)
+        self.objective.clamp_()
+        self.objective.zero_grad()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any

@@ -45,6 +45,7 @@ from trainer_ext.objective import JointObjective, encoder_inputs
 from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, stage_scheduler
 from trainer_ext.progress import RATES, StagePrinterCallback, StageProgressCallback, ThroughputCallback
 from trainer_ext.recipe import Recipe
+from trainer_ext.recipe_errors import raise_problems
 from trainer_ext.stages import StageCallback, image_parameters
 from trainer_ext.step_parts import PartEmbedder, chunks_of
 
@@ -94,7 +95,14 @@ class JinaCLIPTrainer(Trainer):
         self.evaluate_fn = evaluate_fn
         self.args.learning_rate = peak_learning_rate(recipe.stages)
         self.args.max_steps = sum(stage.steps for stage in recipe.stages)
-        self.objective = JointObjective(self.args.text_temperature, self.args.tile_size, self.args.false_negatives)
+        self.objective = JointObjective(
+            self.args.text_temperature,
+            self.args.tile_size,
+            self.args.false_negatives,
+            recipe.stages,
+            recipe.matryoshka,
+        ).to(self.args.device)
+        self._check_objective()
         images = processing_class.image_processor
         self._embed = PartEmbedder(images.mean, images.std, self.args.device)
         self._terms: dict[str, Tensor] = {}
@@ -102,7 +110,7 @@ class JinaCLIPTrainer(Trainer):
         self._stage_name = recipe.stages[0].name
         self._chance_of: int | None = None
         self._health, self._throughput = HealthCallback(recipe.stages), ThroughputCallback()
-        self.add_callback(StageCallback(recipe.stages, self.model.config.vision_config.patch_dropout))
+        self.add_callback(StageCallback(recipe.stages, self.model.config.vision_config.patch_dropout, self.objective))
         for callback in (FiniteGradientsCallback(), self._health, self._throughput):
             self.add_callback(callback)
         for stock in (ProgressCallback, PrinterCallback):
@@ -166,6 +174,15 @@ class JinaCLIPTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay by number of dimensions."""
         return decay_parameter_names(model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The base class's groups, and one for the parameters of the objective: no weight decay."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        parameters = list(self.objective.parameters())
+        if made and parameters:
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Learning rates of all stages, one after the other."""
@@ -235,7 +252,24 @@ class JinaCLIPTrainer(Trainer):
         self.processing_class.tokenizer.backend_tokenizer.no_padding()
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            self.objective.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Weights, and the parameters of the objective."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.objective.load(resume_from_checkpoint)
+
+    def _check_objective(self) -> None:
+        """See that the losses fit the model and the way it is wrapped."""
+        raise_problems(f"recipe {self.recipe.name}", list(self.recipe.width_problems(self.model.config.projection_dim)))
+        names = [name for name, _ in self.objective.named_parameters()]
+        if names and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"the losses train parameters of their own ({', '.join(names)}), which FSDP and DeepSpeed would not "
+                "save; use DDP, or give fixed temperatures and info_nce instead of siglip"
+            )
 
     def _embeddings(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """(rows, dim) of each part of a joint batch, and the temperature of the image-text side."""

@@ -5,6 +5,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.trainer_ext.tiny_run import RECIPE, make_model
+from trainer_ext.objective import JointObjective
 from trainer_ext.recipe import Stage
 from trainer_ext.stages import StageCallback, finished_stage, image_parameters
 
@@ -26,7 +27,7 @@ def test_evaluation_at_each_end_and_a_log_before_each_checkpoint(
     arguments: TrainingArguments, steps: int, at_end: bool, save: bool
 ) -> None:
     control = TrainerControl(should_save=save)
-    StageCallback(STAGES, 0.1).on_step_end(arguments, TrainerState(global_step=steps), control, model=make_model())
+    StageCallback(STAGES, 0.1, JointObjective()).on_step_end(arguments, TrainerState(global_step=steps), control, model=make_model())
     assert control.should_evaluate == at_end
     assert control.should_log == (at_end or save)
     assert control.should_save == save
@@ -34,7 +35,7 @@ def test_evaluation_at_each_end_and_a_log_before_each_checkpoint(
 
 def test_patch_dropout_follows_the_step_and_returns_to_the_models_own(arguments: TrainingArguments) -> None:
     model, control = make_model(patch_dropout=0.4), TrainerControl()
-    callback = StageCallback(STAGES, 0.4)
+    callback = StageCallback(STAGES, 0.4, JointObjective())
     seen = []
     for step in range(8):
         state = TrainerState(global_step=step)
@@ -50,7 +51,7 @@ def test_stage_without_images_leaves_their_side_untouched(arguments: TrainingArg
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     text_only = [STAGES[0].model_copy(update={"image_text": None}), *STAGES[1:]]
-    callback = StageCallback(text_only, 0.1)
+    callback = StageCallback(text_only, 0.1, JointObjective())
     callback.on_pre_optimizer_step(arguments, TrainerState(global_step=3), TrainerControl(), model=model)
     assert all(parameter.grad is not None for parameter in model.parameters())
     callback.on_pre_optimizer_step(arguments, TrainerState(global_step=2), TrainerControl(), model=model)
@@ -62,5 +63,5 @@ def test_stage_without_images_leaves_their_side_untouched(arguments: TrainingArg
 def test_temperature_is_clamped_after_each_update(arguments: TrainingArguments, value: float, clamped: float) -> None:
     model = make_model()
     model.logit_scale.data.fill_(value)
-    StageCallback(STAGES, 0.1).on_optimizer_step(arguments, TrainerState(), TrainerControl(), model=model)
+    StageCallback(STAGES, 0.1, JointObjective()).on_optimizer_step(arguments, TrainerState(), TrainerControl(), model=model)
     assert model.logit_scale.item() == pytest.approx(clamped)
