@@ -5,6 +5,7 @@ the text tower are not in the file: they are those of the repository named in ``
 ``hf_model_config_kwargs``. Here they are plain fields, filled from both at load time.
 """
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -47,6 +48,18 @@ TEXT_REPOSITORIES: dict[str | None, dict[str, Any]] = {
 
 def _unknown_value(owner: str, field: str, value: Any, allowed: str) -> ValueError:
     return ValueError(f"{owner}.{field}={value!r} is not supported; use {allowed}.")
+
+
+def _check_numbers(config: PretrainedConfig, sizes: tuple[str, ...], rates: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless every size is at least 1, and every rate in [0, 1)."""
+    for field in sizes:
+        if not 1 <= getattr(config, field) < math.inf:
+            raise _unknown_value(config.base_config_key, field, getattr(config, field), "1 or more")
+    for field in rates:
+        if not 0 <= getattr(config, field) < 1:
+            raise _unknown_value(config.base_config_key, field, getattr(config, field), "a value in [0, 1)")
+    if not 0 < config.layer_norm_eps < 1:
+        raise _unknown_value(config.base_config_key, "layer_norm_eps", config.layer_norm_eps, "e.g. 1e-6")
 
 
 @strict
@@ -140,11 +153,22 @@ class JinaCLIPTextConfig(PretrainedConfig):
                 raise _unknown_value("text_config", field, task, f"null or one of {known}")
         if self.lora_adaptations and self.mlp_type == "glu":
             raise _unknown_value("text_config", "lora_adaptations", self.lora_adaptations, "null with mlp_type='glu'")
+        sizes = ("embed_dim", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        sizes += ("intermediate_size", "max_position_embeddings", "type_vocab_size", "rotary_emb_base", "lora_rank")
+        _check_numbers(self, sizes, ("hidden_dropout_prob", "attention_probs_dropout_prob"))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"text_config.hidden_size={self.hidden_size} is not a multiple of "
                 f"num_attention_heads={self.num_attention_heads}."
             )
+        if self.position_embedding_type == "rotary" and self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"text_config.hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} makes "
+                f"heads {self.hidden_size // self.num_attention_heads} wide; rotary positions turn pairs, so the width "
+                "must be even."
+            )
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise _unknown_value("text_config", "pad_token_id", self.pad_token_id, f"0 to {self.vocab_size - 1}")
         if self.proj_type is None and self.embed_dim != self.hidden_size:
             raise ValueError(
                 f"text_config.embed_dim={self.embed_dim} differs from hidden_size={self.hidden_size} without a "
@@ -217,6 +241,8 @@ class JinaCLIPVisionConfig(PretrainedConfig):
                 raise _unknown_value("vision_config", field, getattr(self, field), repr(supported))
         if self.proj_type not in (None, "linear"):
             raise _unknown_value("vision_config", "proj_type", self.proj_type, "None or 'linear'")
+        sizes = ("embed_dim", "width", "head_width", "layers", "image_size", "patch_size", "num_channels")
+        _check_numbers(self, (*sizes, "pt_hw_seq_len", "intermediate_size"), ("patch_dropout",))
         if self.width % self.head_width or self.head_width % 4:
             raise ValueError(
                 f"vision_config.width={self.width} must be a multiple of head_width={self.head_width}, and head_width "
@@ -226,8 +252,6 @@ class JinaCLIPVisionConfig(PretrainedConfig):
             raise ValueError(
                 f"vision_config.image_size={self.image_size} is smaller than patch_size={self.patch_size}."
             )
-        if not 0.0 <= self.patch_dropout < 1.0:
-            raise _unknown_value("vision_config", "patch_dropout", self.patch_dropout, "a value in [0, 1)")
         if self.proj_type is None and self.embed_dim != self.width:
             raise ValueError(
                 f"vision_config.embed_dim={self.embed_dim} differs from width={self.width} without a projection; "
@@ -286,5 +310,11 @@ class JinaCLIPConfig(PretrainedConfig):
             )
         if self.add_projections:
             raise _unknown_value("config", "add_projections", True, "False (no published checkpoint has projections)")
-        if self.truncate_dim is not None and not 0 < self.truncate_dim <= self.projection_dim:
-            raise _unknown_value("config", "truncate_dim", self.truncate_dim, f"1 to {self.projection_dim} or null")
+        if not math.isfinite(self.logit_scale_init_value):
+            raise _unknown_value("config", "logit_scale_init_value", self.logit_scale_init_value, "e.g. 2.6592")
+        for field, dims in (
+            ("truncate_dim", [self.truncate_dim]),
+            ("matryoshka_dimensions", self.matryoshka_dimensions),
+        ):
+            if any(dim is not None and not 0 < dim <= self.projection_dim for dim in dims or []):
+                raise _unknown_value("config", field, getattr(self, field), f"1 to {self.projection_dim} or null")

@@ -1,6 +1,12 @@
 """Loading that refuses to guess: a tensor without a home, or a parameter without a tensor, is an error."""
 
+import json
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 class StrictLoadingMixin:
@@ -19,14 +25,40 @@ class StrictLoadingMixin:
         """As ``PreTrainedModel.from_pretrained``, but missing, unexpected or misshapen tensors raise ``ValueError``.
 
         transformers initialises missing tensors at random and drops unexpected ones with a log line. For a retrieval
-        model both give plausible, wrong vectors.
+        model both give plausible, wrong vectors. Only safetensors are read: a pickle can run code.
         """
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        _refuse_pickles(source, kwargs)
         # Wrong shapes are collected too, so that one error can list everything with its sizes.
-        model, info = super().from_pretrained(
-            *args, output_loading_info=True, **{**kwargs, "ignore_mismatched_sizes": True}
-        )
+        strict = {**kwargs, "ignore_mismatched_sizes": True, "use_safetensors": True}
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **strict)
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights of {str(source)!r} are broken, cut short or no safetensors: {error}; fetch them again"
+            ) from error
         raise_on_mismatch(cls.__name__, info)
         return (model, info) if output_loading_info else model
+
+
+def _refuse_pickles(source: Any, options: dict[str, Any]) -> None:
+    """Say what to do about a folder of pickles, of which transformers would only say that no safetensors are there."""
+    cure = (
+        "pickles are not read because they can run code. Convert them where you trust them: "
+        "save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+    )
+    if options.get("use_safetensors") is False:
+        raise ValueError(f"use_safetensors=False asks for pickled weights, and {cure}")
+    folder = None if source is None else Path(source) / options.get("subfolder", "")
+    if folder is None or not folder.is_dir() or options.get("state_dict") is not None:
+        return
+    index = folder / "model.safetensors.index.json"
+    # transformers reads a shard by its name's ending, also one that an index of safetensors names.
+    named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()} if index.is_file() else set()
+    present = {path.name for path in folder.iterdir()}
+    pickles = sorted(name for name in named or present if name.endswith(_PICKLES))
+    if pickles and (named or not any(name.endswith(".safetensors") for name in present)):
+        raise ValueError(f"the weights in {str(folder)!r} are {', '.join(pickles[:4])}, and {cure}")
 
 
 def raise_on_mismatch(name: str, info: dict[str, Any]) -> None:

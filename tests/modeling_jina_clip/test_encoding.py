@@ -1,5 +1,6 @@
 """encode_text and encode_image: order, shapes, conversions, limits. Golden values are in test_golden.py."""
 
+import inspect
 import threading
 from pathlib import Path
 
@@ -15,6 +16,53 @@ from modeling_jina_clip.encoding_jina_clip import prepared_ahead, token_budget_b
 @pytest.fixture(scope="module")
 def model(golden: Path) -> JinaCLIPModel:
     return JinaCLIPModel.from_pretrained(golden / "tiny_model")
+
+
+def test_the_published_signatures() -> None:
+    """Names, order and defaults that programs written for the published code rely on. ``allow_urls`` is ours."""
+    common = {
+        "batch_size": 32,
+        "show_progress_bar": None,
+        "convert_to_numpy": True,
+        "convert_to_tensor": False,
+        "device": None,
+        "normalize_embeddings": True,
+        "truncate_dim": None,
+    }
+    text = inspect.signature(JinaCLIPModel.encode_text).parameters
+    defaults = {name: p.default for name, p in text.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert list(defaults.items()) == list(
+        {"self": inspect.Parameter.empty, "sentences": inspect.Parameter.empty, "task": None, **common}.items()
+    )
+    assert text["tokenizer_kwargs"].kind is inspect.Parameter.VAR_KEYWORD
+    image = inspect.signature(JinaCLIPModel.encode_image).parameters
+    defaults = {name: p.default for name, p in image.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert list(defaults.items()) == list(
+        {"self": inspect.Parameter.empty, "images": inspect.Parameter.empty, **common}.items()
+    )
+    assert image["allow_urls"].default is False
+    assert image["allow_urls"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize("method", ["encode_text", "encode_image"])
+def test_each_published_argument_is_read(model: JinaCLIPModel, golden: Path, method: str, capsys) -> None:
+    image = golden / "images" / "gray_257x190.png"
+    encode, inputs = getattr(model, method), (["a cat", "two dogs"] if method == "encode_text" else [image, image])
+    plain = encode(inputs)
+    np.testing.assert_allclose(encode(inputs, batch_size=1), plain, atol=1e-6)
+    raw = encode(inputs, normalize_embeddings=False)
+    assert np.abs(np.linalg.norm(raw, axis=1) - 1).max() > 1e-2
+    np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), plain, atol=1e-6)
+    short = encode(inputs, truncate_dim=8)
+    np.testing.assert_allclose(short, raw[:, :8] / np.linalg.norm(raw[:, :8], axis=1, keepdims=True), atol=1e-6)
+    assert isinstance(encode(inputs, convert_to_numpy=False), list)
+    assert torch.is_tensor(encode(inputs, convert_to_tensor=True))
+    np.testing.assert_array_equal(encode(inputs, device="cpu"), plain)
+    capsys.readouterr()
+    encode(inputs, show_progress_bar=True)
+    assert "Encoding" in capsys.readouterr().err
+    encode(inputs, show_progress_bar=False)
+    assert "Encoding" not in capsys.readouterr().err
 
 
 def test_order_is_kept_over_many_lengths(model: JinaCLIPModel) -> None:
