@@ -18,7 +18,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PIP_PROGRESS := sed -u -n -E 's/^ *(Downloading|Using cached|Processing) +(.*\/)?([^ /]+).*$$/    \3/p; s/^(Installing collected packages).*/    \1 .../p'
 NO_WARNINGS := sed -u '/^WARNING/d'
 
-.PHONY: help demo test test-slow bench check format clean
+.PHONY: help demo test test-slow peers bench check format clean
 help: ## list the targets
 	@printf 'make TARGET, where TARGET is one of\n\n'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ test: $(STAMP) ## the tests and the doctests, without the slow ones and those th
 
 test-slow: $(STAMP) ## the slow tests: whole runs, several processes, fresh environments
 	$(OFFLINE) $(PY) -m pytest -q -m 'slow and not gpu' $(ARGS)
+
+peers: $(STAMP) ## timm and open_clip into .peers/, for the slow tests that compare the image tower with theirs
+	$(PY) -m pip install --quiet --no-deps --upgrade --target .peers -r tests/peers.txt 2> >($(NO_WARNINGS) >&2)
 
 bench: $(STAMP) ## a training step's attention and packing; memory and time of the losses, plain and tiled
 	$(PY) benchmarks/training_step.py

@@ -14,7 +14,7 @@ import torch
 class Rule:
     """What becomes of the tensors whose name matches ``pattern``.
 
-    ``targets``: one name, copied; three names, the tensor is cut into three along the rows; none, dropped.
+    ``targets``: one name, copied; several names, the tensor is cut into as many along the rows; none, dropped.
     ``part``: the tensor is this one of three that are stacked along the rows under the one target.
     """
 
@@ -101,6 +101,9 @@ EVA_CLIP = [
     Rule(_BLOCK + r"(norm[12]\.(?:weight|bias))", (r"blocks.\1.\2",)),
     Rule(_BLOCK + r"(attn\.(?:[qkv]_proj\.weight|[qv]_bias|inner_attn_ln\..*|proj\..*))", (r"blocks.\1.\2",)),
     Rule(_BLOCK + r"(mlp\.(?:w[123]|ffn_ln)\.(?:weight|bias))", (r"blocks.\1.\2",)),
+    # The smallest models have no LayerNorm between, and keep neighbouring layers in one.
+    Rule(_BLOCK + r"attn\.qkv\.weight", tuple(rf"blocks.\1.attn.{name}_proj.weight" for name in "qkv")),
+    Rule(_BLOCK + r"mlp\.w12\.(weight|bias)", tuple(rf"blocks.\1.mlp.{name}.\2" for name in ("w1", "w2"))),
     Rule(_VISION + r"norm\.(weight|bias)", (r"norm.\1",)),
     Rule(_VISION + r"(?:head|fc_norm|mask_token|lm_head).*"),
     Rule(r".*rope\.freqs_(?:cos|sin)"),
@@ -122,6 +125,8 @@ TIMM_EVA02 = [
     Rule(_BLOCK + r"attn\.proj\.(weight|bias)", (r"blocks.\1.attn.proj.\2",)),
     Rule(_BLOCK + r"mlp\.fc1_g\.(weight|bias)", (r"blocks.\1.mlp.w1.\2",)),
     Rule(_BLOCK + r"mlp\.fc1_x\.(weight|bias)", (r"blocks.\1.mlp.w2.\2",)),
+    # The two smallest models keep both in one, gate first.
+    Rule(_BLOCK + r"mlp\.fc1\.(weight|bias)", tuple(rf"blocks.\1.mlp.{name}.\2" for name in ("w1", "w2"))),
     Rule(_BLOCK + r"mlp\.norm\.(weight|bias)", (r"blocks.\1.mlp.ffn_ln.\2",)),
     Rule(_BLOCK + r"mlp\.fc2\.(weight|bias)", (r"blocks.\1.mlp.w3.\2",)),
     # The MIM models normalise the mean of all patches and call it fc_norm, the CLIP ones the class token.
