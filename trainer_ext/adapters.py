@@ -3,7 +3,7 @@
 PEFT puts its layers inside the ``JinaCLIPModel``, which stays the model that the trainer and the evaluation know. Three
 forms are saved:
 
-1. a checkpoint has the adapter as PEFT writes it, and the temperature, which is no layer and which PEFT would leave out;
+1. a checkpoint has the adapter as PEFT writes it, and the temperature, which is no layer and which PEFT leaves out;
 2. a model folder has the updates merged into the weights, under the names of a model that never had adapters;
 3. the model folder's ``adapter/`` has the adapter again, for ``PeftModel.from_pretrained`` and ``load_adapter``.
 """
@@ -110,13 +110,13 @@ def merged(model: JinaCLIPModel) -> JinaCLIPModel:
 
 
 def save_merged(model: JinaCLIPModel, folder: Path) -> None:
-    """Forms 2 and 3: a whole model folder, and the adapter by itself inside."""
+    """Write forms 2 and 3: a whole model folder, and the adapter by itself inside."""
     merged(model).save_pretrained(folder)
     model.save_pretrained(folder / ADAPTER_FOLDER)
 
 
 def save_adapter(model: JinaCLIPModel, folder: Path) -> None:
-    """Form 1: what was trained, bit for bit, in a folder that PEFT can load."""
+    """Write form 1: what was trained, bit for bit, in a folder that PEFT can load."""
     model.save_pretrained(folder)
     save_file({"logit_scale": model.logit_scale.detach().cpu().clone()}, folder / TEMPERATURE_FILE)
 
@@ -136,8 +136,8 @@ def load_adapter(model: JinaCLIPModel, folder: Path) -> None:
     result = set_peft_model_state_dict(model, stored, adapter_name=_NAME)
     missing = [key for key in result.missing_keys if ".lora_" in key and f".{_NAME}." in key]
     if result.unexpected_keys or missing:
+        names = ", ".join([*result.unexpected_keys, *missing][:3])
         raise ValueError(
-            f"{folder} holds other adapters than the recipe asks for ({', '.join([*result.unexpected_keys, *missing][:3])}"
-            "); use the lora section it was trained with"
+            f"{folder} holds other adapters than the recipe asks for ({names}); use the lora section it was made with"
         )
     model.logit_scale.copy_(load_file(folder / TEMPERATURE_FILE)["logit_scale"])

@@ -78,10 +78,18 @@ class JinaCLIPTrainingArguments(TrainingArguments):
         default="mask",
         metadata={"help": "Another row's target that is true as well: leave it out, share with it, or keep it."},
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Keep an exponential moving average of the weights with this decay, e.g. 0.999."},
+    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        if self.fp16 and self.use_cpu:
+            raise ValueError(
+                "fp16 needs a GPU: half precision has too little range without its gradient scaler; use bf16"
+            )
         super().__post_init__()
         for name, reason in CONTRADICTIONS.items():
             if getattr(self, name):
@@ -91,6 +99,12 @@ class JinaCLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"false_negatives is {self.false_negatives!r}; use one of {', '.join(choices)}")
         if not self.text_temperature > 0:
             raise ValueError(f"text_temperature is {self.text_temperature}; it divides the cosines, so set it above 0")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(
+                f"ema_decay is {self.ema_decay}; set a share between 0 and 1 such as 0.999, or leave it out"
+            )
+        if self.ema_decay is not None and (self.fsdp or self.deepspeed):
+            raise ValueError("ema_decay averages whole weights, which FSDP and DeepSpeed cut into pieces; leave it out")
         for name in ("gradient_cache_chunk_size", "tile_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,6 +1,6 @@
 """An exponential moving average (EMA) of the weights, by ``torch.optim.swa_utils``.
 
-After each step every averaged weight moves towards the trained one: average = decay * average + (1 - decay) * weight; the
+After each step every averaged weight moves towards the trained one, ``decay * average + (1 - decay) * weight``; the
 first step copies it. Nothing in training reads the average; it is a second result of the run.
 """
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPImageProcessor, JinaCLIPModel, JinaCLIPProcessor
+from trainer_ext.adapters import add_lora
 from trainer_ext.recipe import Recipe, TokenizerSpec
 from trainer_ext.resources import find_resource
 from trainer_ext.tokenizer_training import train_wordpiece, training_texts
@@ -19,7 +20,7 @@ def initial_model(
     A preset gets random weights (from torch's global generator) and, if the recipe trains a tokenizer, a vocabulary
     of exactly its size. A checkpoint folder brings its weights, image processor and, unless the recipe says otherwise,
     its tokenizer. Towers that the recipe names under ``initialize`` replace those; beside a text tower its tokenizer is
-    looked for, too.
+    looked for, too. LoRA's adapters come last.
 
     Args:
         resumed_from: a checkpoint of this run, whose tokenizer is taken instead of training it a second time. Its
@@ -48,6 +49,13 @@ def initial_model(
             if say is not None:
                 fresh = f": {', '.join(report.fresh)}" if report.fresh else ""
                 say(f"{tower} tower from {getattr(recipe.initialize, tower)}: {report}{fresh}")
+    if recipe.lora is not None:
+        if not start.is_dir() or recipe.initialize is not None:
+            raise ValueError(
+                f"lora trains small changes of a trained model, but model {recipe.model!r} brings none of its own"
+                f"{' (initialize replaces its towers)' if recipe.initialize else ''}; start from a model folder"
+            )
+        add_lora(model, recipe.lora)
     return model, JinaCLIPProcessor(image_processor, tokenizer)
 
 

@@ -29,6 +29,8 @@ from trainer_ext.recipe_objective import (
 from trainer_ext.recipe_sources import Source, Strict, Task, source_problems
 from trainer_ext.recipe_start import InitializeSpec, locate_towers
 from trainer_ext.recipe_training import refused_fields, split_training, training_fields
+from trainer_ext.recipe_tuning import Decay, LayerDecay, LoraSpec, Part, trained_parts
+from trainer_ext.recipe_tuning import stage_problems as tuning_problems
 from trainer_ext.recipe_yaml import apply_overrides, read_yaml, split_override
 from trainer_ext.resources import find_resource, nearest
 
@@ -67,6 +69,10 @@ class Stage(Strict):
     max_length: PositiveInt
     image_size: PositiveInt | None = None
     patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    trainable: Annotated[list[Part], Field(min_length=1)] | None = None
+    learning_rates: dict[Part, PositiveFloat] = {}
+    layer_decay: Decay | LayerDecay = 1.0
+    reset_optimizer: bool = False
     image_text: Side | None = None
     text: Side | None = None
 
@@ -116,6 +122,7 @@ class Recipe(Strict):
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluation: EvaluationSpec | None = None
     matryoshka: Matryoshka | None = None
+    lora: LoraSpec | None = None
     seed: Annotated[int, Field(ge=0)] = 42
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -131,11 +138,23 @@ class Recipe(Strict):
             problems += self.initialize.problems(isinstance(self.tokenizer, TokenizerSpec))
         if self.matryoshka is not None:
             problems += matryoshka_problems("matryoshka", self.matryoshka)
+        problems += self._tuning_problems()
         if problems:
             raise PydanticCustomError("recipe_checks", "{text}", {
                 "problems": problems, "text": "; ".join(f"{path}: {message}" for path, message in problems)
             })  # fmt: skip
         return self
+
+    def _tuning_problems(self) -> Iterator[Problem]:
+        if self.lora is not None:
+            yield from self.lora.problems()
+        for position, stage in enumerate(self.stages):
+            sides = [name for name, _ in stage.sides()]
+            yield from tuning_problems(f"stages.{position}", stage.trainable, stage.learning_rates, sides, self.lora)
+
+    def trained_parts(self, stage: Stage) -> frozenset[Part]:
+        """The parts of the model that a stage trains."""
+        return trained_parts(stage.trainable, self.lora)
 
     def used_sources(self) -> list[Source]:
         """The sources that at least one stage takes rows from."""

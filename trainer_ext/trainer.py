@@ -33,21 +33,27 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_jina_clip import JinaCLIPProcessor
+from trainer_ext.adapters import has_lora, load_adapter, save_adapter, save_merged
+from trainer_ext.averaging import WeightAverage
 from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
 from trainer_ext.collator import JointCollator
-from trainer_ext.data_mixing import JointBatchPlan, JointDataset
+from trainer_ext.data_broken import BrokenRows
+from trainer_ext.data_mixing import JointBatchPlan, JointDataset, row_count
 from trainer_ext.gradient_cache import Side, cached_embeddings
 from trainer_ext.health import HealthCallback
 from trainer_ext.losses import clamped_temperature
 from trainer_ext.objective import JointObjective, encoder_inputs
-from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, stage_scheduler
+from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, split_groups, stage_scheduler
 from trainer_ext.progress import RATES, StagePrinterCallback, StageProgressCallback, ThroughputCallback
 from trainer_ext.recipe import Recipe
 from trainer_ext.recipe_errors import raise_problems
+from trainer_ext.source_record import SourceRecord
 from trainer_ext.stages import StageCallback, image_parameters
 from trainer_ext.step_parts import PartEmbedder, chunks_of
+from trainer_ext.tuning import TuningCallback, drop_frozen_gradients, prepare_parts, rest_frozen_towers
 
 Evaluate = Callable[[nn.Module, Any], dict[str, float]]
 
@@ -65,6 +71,7 @@ class JinaCLIPTrainer(Trainer):
         recipe: the stages to run and the sources they draw from.
         train_dataset: rows of each source, by its name.
         processing_class: the ``JinaCLIPProcessor`` that makes tensors of rows and is saved with the model.
+        broken_rows: what was left out while the sources were read; listed in the run's folder with what is met later.
         evaluate_fn: called with (model, processor) at each stage's end; its figures are logged as ``eval_NAME``.
 
     Example::
@@ -85,12 +92,14 @@ class JinaCLIPTrainer(Trainer):
         recipe: Recipe,
         processing_class: JinaCLIPProcessor,
         evaluate_fn: Evaluate | None = None,
+        broken_rows: BrokenRows | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("data_collator", JointCollator(processing_class, recipe.stages))
+        kwargs.setdefault("data_collator", JointCollator(processing_class, recipe.stages, recipe.seed))
         if evaluate_fn is not None:  # it brings its own data, but the base class insists on some
             kwargs.setdefault("eval_dataset", {})
         super().__init__(*args, processing_class=processing_class, **kwargs)
+        prepare_parts(self.model, recipe)
         self.recipe = recipe
         self.evaluate_fn = evaluate_fn
         self.args.learning_rate = peak_learning_rate(recipe.stages)
@@ -105,14 +114,21 @@ class JinaCLIPTrainer(Trainer):
         self._check_objective()
         images = processing_class.image_processor
         self._embed = PartEmbedder(images.mean, images.std, self.args.device)
+        self.source_record = SourceRecord(self.args.output_dir, recipe.stages, broken_rows or BrokenRows(None))
+        self.source_record.attach(self.train_dataset)
+        self.add_callback(self.source_record)
         self._terms: dict[str, Tensor] = {}
         self._batches = 0
         self._stage_name = recipe.stages[0].name
         self._chance_of: int | None = None
         self._health, self._throughput = HealthCallback(recipe.stages), ThroughputCallback()
         self.add_callback(StageCallback(recipe.stages, self.model.config.vision_config.patch_dropout, self.objective))
-        for callback in (FiniteGradientsCallback(), self._health, self._throughput):
+        for callback in (TuningCallback(recipe), FiniteGradientsCallback(), self._health, self._throughput):
             self.add_callback(callback)
+        self.average: WeightAverage | None = None
+        if self.args.ema_decay is not None:
+            self.average = WeightAverage(self.model, self.args.ema_decay)
+            self.add_callback(self.average)
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
         self.add_callback(StagePrinterCallback if self.args.disable_tqdm else StageProgressCallback)
@@ -122,14 +138,14 @@ class JinaCLIPTrainer(Trainer):
         plan = JointBatchPlan(
             self.recipe.stages,
             self.recipe.sources,
-            {name: len(rows) for name, rows in self.train_dataset.items()},
+            {name: row_count(rows) for name, rows in self.train_dataset.items()},
             seed=self.recipe.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
             gradient_accumulation_steps=self.args.gradient_accumulation_steps,
         )
         return DataLoader(
-            JointDataset(self.recipe.sources, self.train_dataset, seed=self.recipe.seed),
+            JointDataset(self.recipe.sources, self.train_dataset, self.recipe.seed, self.source_record.broken),
             batch_sampler=plan,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -149,6 +165,8 @@ class JinaCLIPTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the losses of a joint batch, as its own stage defines them."""
         stage = self.recipe.stages[inputs["stage"]]
+        self.source_record.note(stage.name, inputs["sources"])
+        rest_frozen_towers(self.model, self.recipe.trained_parts(stage))
         embeddings = self._embeddings(model, inputs)
         loss, terms = self.objective(stage, inputs, embeddings)
         self._note(stage.name, terms)
@@ -171,14 +189,22 @@ class JinaCLIPTrainer(Trainer):
             return {name: data[name] if name in _PART_KEYS else self._prepare_input(data[name]) for name in data}
         return super()._prepare_input(data)
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of a micro-batch, with gradients for what its stage trains."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        drop_frozen_gradients(self.model, self.recipe.trained_parts(self.recipe.stages[inputs["stage"]]))
+        return loss
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay by number of dimensions."""
         return decay_parameter_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The base class's groups, and one for the parameters of the objective: no weight decay."""
+        """The base class's groups cut by learning rate, and one for the objective's parameters: no weight decay."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
+        if made:
+            split_groups(optimizer, (model or self.model).named_parameters(), self.recipe.stages)
         parameters = list(self.objective.parameters())
         if made and parameters:
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
@@ -239,6 +265,8 @@ class JinaCLIPTrainer(Trainer):
             self.args.output_dir = str(run)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
+            if self.average is not None:
+                self.average.save(staging / target.name)
             seal(staging / target.name)
             publish(staging / target.name, target)
             staging.rmdir()
@@ -250,15 +278,25 @@ class JinaCLIPTrainer(Trainer):
         # A fast tokenizer keeps the length and padding of its last call, and would save them as its own.
         self.processing_class.tokenizer.backend_tokenizer.no_truncation()
         self.processing_class.tokenizer.backend_tokenizer.no_padding()
-        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if has_lora(self.model) and self.args.should_save:
+            save = save_adapter if folder.name.startswith(PREFIX_CHECKPOINT_DIR) else save_merged
+            save(self.model, folder)
+            self.processing_class.save_pretrained(folder)
+        elif not has_lora(self.model):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
             (folder / "training_args.bin").unlink(missing_ok=True)
             self.objective.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights, and the parameters of the objective."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if has_lora(self.model):
+            load_adapter(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            self.average.load(Path(resume_from_checkpoint))
         self.objective.load(resume_from_checkpoint)
 
     def _check_objective(self) -> None:

@@ -1,0 +1,63 @@
+"""What a stage trains of the model: its parts, with a fresh optimizer state where the recipe asks for one.
+
+Like the stage itself this is a function of the step, so that a resumed run needs nothing but its step count.
+"""
+
+from collections.abc import Set
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from modeling_jina_clip import JinaCLIPModel
+from trainer_ext.model_parts import part_of, train_only
+from trainer_ext.optimization import stage_at
+from trainer_ext.recipe import Recipe
+from trainer_ext.recipe_tuning import Part, part_names
+
+
+def prepare_parts(model: JinaCLIPModel, recipe: Recipe) -> None:
+    """Leave to the optimizer only what some stage trains: the rest gets no gradient and no optimizer state.
+
+    Raises:
+        ValueError: a stage trains a part that the model does not have.
+    """
+    for stage in recipe.stages:
+        train_only(model, recipe.trained_parts(stage))
+    train_only(model, frozenset().union(*(recipe.trained_parts(stage) for stage in recipe.stages)))
+
+
+def rest_frozen_towers(model: JinaCLIPModel, parts: Set[Part]) -> None:
+    """A tower that a stage leaves alone is a fixed function, without dropout (LiT, arXiv 2111.07991, section 3)."""
+    if not parts & part_names("text"):
+        model.text_model.eval()
+    if not parts & part_names("vision"):
+        model.vision_model.eval()
+
+
+def drop_frozen_gradients(model: JinaCLIPModel, parts: Set[Part]) -> None:
+    """Take back the gradients of what the stage does not train, before they count in the norm.
+
+    DDP fixes at its start which parameters it waits for, so with many processes a part that another stage trains goes
+    through the backward pass as well.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and part_of(name) not in parts:
+            parameter.grad = None
+
+
+class TuningCallback(TrainerCallback):
+    """Keeps the trained parts in step with the schedule."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
+    ) -> None:
+        """Trained parts of the step's stage; at a stage's first step, if asked, an optimizer without memory."""
+        index, inner = stage_at(self.recipe.stages, state.global_step)
+        stage = self.recipe.stages[index]
+        if args.world_size == 1:  # see drop_frozen_gradients
+            train_only(model, self.recipe.trained_parts(stage))
+        if stage.reset_optimizer and inner == 0:
+            kwargs["optimizer"].state.clear()
