@@ -18,7 +18,10 @@ class StrictLoadingMixin:
         A tower leaves the other side of a composite file alone; transformers hands that list up to the composite.
         """
         super().post_init()
-        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+        handed_up = self._keys_to_ignore_on_load_unexpected
+        if handed_up is not None:  # a set, and a list in older versions
+            own = type(self)._keys_to_ignore_on_load_unexpected or ()
+            self._keys_to_ignore_on_load_unexpected = type(handed_up)(own)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
