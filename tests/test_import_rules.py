@@ -27,18 +27,39 @@ MODEL_MAY_USE = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "sa
 
 # The middle floor from its foundation up: a room may use only rooms that stand before it.
 ROOMS = [
-    *["resources", "recipe_errors", "recipe_yaml", "recipe_files", "recipe_sources", "recipe_start", "recipe_objective"],
-    *["recipe_training", "recipe"],
-    *["embedded", "data_checks", "data_sources", "data_mixing", "collator"],
+    *[
+        "resources",
+        "recipe_errors",
+        "recipe_yaml",
+        "recipe_files",
+        "recipe_sources",
+        "recipe_start",
+        "recipe_objective",
+    ],
+    *["recipe_training", "recipe_tuning", "recipe", "model_parts"],
+    *[
+        "embedded",
+        "data_files",
+        "data_broken",
+        "data_checks",
+        "data_columns",
+        "data_streams",
+        "data_sources",
+        "data_order",
+        "data_mixing",
+        "augmentation",
+        "collator",
+    ],
     *["distributed", "pairing", "tiled_losses", "pairwise_losses", "losses", "objective", "gradient_cache"],
     "step_parts",
-    *["optimization", "arguments", "checkpoints", "run_folder", "stages", "tokenizer_training", "initial_model"],
-    *["progress", "health", "trainer"],
+    *["optimization", "arguments", "checkpoints", "run_folder", "stages", "tokenizer_training"],
+    *["adapters", "averaging", "tuning", "initial_model"],
+    *["progress", "health", "source_record", "trainer"],
     *["evaluation_metrics", "evaluation", "evaluation_suites", "baselines", "report_pictures", "report"],
     "__main__",
 ]
 # Beside them, the steps of hub_upload; in there, too, a file may use only files that stand before it.
-HUB_FOLDER = ["errors", "probe", "installed", "folder", "card", "build", "verify", "push"]
+HUB_FOLDER = ["errors", "probe", "installed", "onnx_export", "folder", "card", "build", "verify", "push"]
 HUB_FOLDER_MAY_USE = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}
 # A look upward that is allowed, from inside a function only: a recipe's training keys are the fields of the arguments,
 # and the arguments of a run are made from its recipe.
@@ -163,7 +184,7 @@ def test_hub_folder_sees_the_face_and_its_files_before(path: Path) -> None:
 def test_probe_of_verify_stands_alone() -> None:
     """It is run as a program where nothing of ours can be imported, and says so itself if a library is missing."""
     for found in imports_of(ROOT / "trainer_ext" / "hub_folder" / "probe.py", "trainer_ext.hub_folder"):
-        libraries = HUB_FOLDER_MAY_USE | {"sentence_transformers"} if found.late else set()
+        libraries = HUB_FOLDER_MAY_USE | {"onnxruntime", "sentence_transformers"} if found.late else set()
         assert found.root in libraries | sys.stdlib_module_names, found
 
 

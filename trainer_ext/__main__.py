@@ -7,6 +7,7 @@ One run, one hop a line: recipe, output folder, data, model, trainer, results. U
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,12 +17,14 @@ from transformers.utils import logging
 
 from trainer_ext.arguments import training_arguments
 from trainer_ext.baselines import bm25, chance
+from trainer_ext.data_broken import BrokenRows
 from trainer_ext.data_sources import load_sources
 from trainer_ext.evaluation import Task, evaluate
 from trainer_ext.evaluation_suites import load_suite, picture_task
 from trainer_ext.initial_model import initial_model
-from trainer_ext.recipe import load_recipe
+from trainer_ext.recipe import Recipe, load_recipe
 from trainer_ext.report import Report
+from trainer_ext.resources import find_resource
 from trainer_ext.run_folder import RunFolder
 from trainer_ext.stages import finished_stage
 from trainer_ext.trainer import JinaCLIPTrainer, NonFiniteError
@@ -72,8 +75,9 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     folder = RunFolder(options.output_dir, recipe, command)
     if is_main:
         folder.check(options.resume, options.allow_recipe_change)
+    broken = BrokenRows(None)
     with arguments.main_process_first(desc="reading the data"):
-        tables = load_sources(recipe.used_sources())
+        tables = load_sources(recipe.used_sources(), recipe.seed, broken)
         tasks = load_suite(recipe.evaluation.suite) if recipe.evaluation else []
     checkpoint = folder.last_checkpoint(say) if options.resume else None
     if checkpoint is not None:
@@ -89,16 +93,26 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         recipe=recipe,
         train_dataset=tables,
         processing_class=processor,
-        evaluate_fn=(lambda model, _: evaluate(model.encode_text, model.encode_image, tasks)) if tasks else None,
+        broken_rows=broken,
+        evaluate_fn=partial(_measure, recipe, tasks) if tasks else None,
     )
+    start = find_resource("models", recipe.model)
+    if checkpoint is None and start.is_dir():
+        trainer.objective.load(start, strict=False)
     report = start_report(folder, tasks) if tasks and is_main else None
     trainer.add_callback(StageRecorder(trainer, folder, report))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if is_main:
         folder.save_model(trainer.save_model)
         if report is not None:
+            report.shares = trainer.source_record.shares()
             finish_report(report, model, tasks)
         say(f"the finished model is {folder.path}")
+
+
+def _measure(recipe: Recipe, tasks: Sequence[Task], model: nn.Module, processor: object) -> dict[str, float]:
+    dims = recipe.evaluation.truncate_dims
+    return evaluate(model.encode_text, model.encode_image, tasks, truncate_dims=dims)
 
 
 def start_report(folder: RunFolder, tasks: Sequence[Task]) -> Report:

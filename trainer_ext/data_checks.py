@@ -6,31 +6,37 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.table import Table
 
 
 class Fault(NamedTuple):
-    """The first faulty row of a column, how many rows share the fault, and the fault in words with its cure."""
+    """The rows of a column, from 0 and in order, that share a fault, and the fault in words with its cure."""
 
-    row: int
+    rows: np.ndarray
     column: str
-    count: int
     message: str
 
 
-def first_fault(table: Table, columns: Sequence[str]) -> Fault | None:
-    """Look through ``columns``, under our names, and stop at the first with a fault."""
+def find_faults(table: pa.Table, columns: Sequence[str], negatives: int | None = None) -> Iterator[Fault]:
+    """Look through ``columns``, under our names; a row may have several faults.
+
+    Args:
+        negatives: how many each row must have; None for as many as most rows of this table.
+    """
     for column in columns:
         values = table.column(column)
         for find, message in _CHECKS[column]:
             rows = _rows(values, find)
             if len(rows):
-                return Fault(int(rows[0]), column, len(rows), message)
+                yield Fault(rows, column, message)
         if column == "negatives":
-            fault = _uneven(values)
-            if fault is not None:
-                return fault
-    return None
+            yield from _uneven(values, negatives)
+
+
+def usual_negatives(table: pa.Table) -> int | None:
+    """How many negatives most rows have; None for a table without."""
+    if "negatives" not in table.column_names:
+        return None
+    return int(np.bincount(_all_lengths(table.column("negatives"))).argmax())
 
 
 def _rows(values: pa.ChunkedArray, find: Callable[[pa.Array], np.ndarray]) -> np.ndarray:
@@ -83,15 +89,16 @@ def _lengths(chunk: pa.Array) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
 
 
-def _uneven(values: pa.ChunkedArray) -> Fault | None:
-    lengths = np.concatenate([_lengths(chunk) for chunk in values.chunks])
-    rows = np.flatnonzero(lengths != lengths[0])
-    if not len(rows):
-        return None
-    return Fault(
-        int(rows[0]), "negatives", len(rows),
-        f"{lengths[rows[0]]} negatives, but the rows before have {lengths[0]}. Give every row the same number.",
-    )  # fmt: skip
+def _all_lengths(values: pa.ChunkedArray) -> np.ndarray:
+    return np.concatenate([_lengths(chunk) for chunk in values.chunks])
+
+
+def _uneven(values: pa.ChunkedArray, usual: int | None) -> Iterator[Fault]:
+    lengths = _all_lengths(values)
+    usual = int(np.bincount(lengths).argmax()) if usual is None else usual
+    for other in np.unique(lengths[(lengths != usual) & (lengths > 0)]):  # none at all is an empty text already
+        message = f"{other} negatives, but other rows have {usual}. Give every row the same number."
+        yield Fault(np.flatnonzero(lengths == other), "negatives", message)
 
 
 _EMPTY = "empty text. Fill it or remove the row."

@@ -2,36 +2,45 @@
 
 Nothing is drawn while training runs, so nothing has to be stored to resume, and all processes agree without talking.
 
-1. Per stage and side, one draw decides the source of every step: P(source) = rows x weight / sum.
+1. Per stage and side, one draw decides the source of every step: P(source) = rows ** alpha x weight / sum.
 2. All rows of a step's side come from that one source, on all processes, so negatives are of the same kind.
 3. A source is an endless sequence of rows: epoch after epoch, each a permutation made from (seed, source, epoch). Steps
    take consecutive rows of it, across stage boundaries too. A step that meets an epoch's end goes on into the next.
 4. Such a step might take one row twice. The head of the new epoch is mended: rows that the step already took from the
    old epoch move right behind the step's share of the new one. Both epochs stay permutations.
 5. A step's rows are cut into micro-batches, and those into the processes' slices.
+
+Of a streaming source nobody knows the rows, so it takes part by its weight alone; its keys are positions in the stream
+(``data_streams``), consecutive ones where the rows of other sources are permuted. Steps 3 and 4 are the stream's own.
 """
 
 import hashlib
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, count, groupby
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from trainer_ext.data_sources import read_rows
+from trainer_ext.data_broken import BrokenRows
+from trainer_ext.data_columns import IMAGE_ERRORS
+from trainer_ext.data_order import Positions, RowOrder
+from trainer_ext.data_sources import Rows, broken_image, read_rows
+from trainer_ext.data_streams import SourceStream
 from trainer_ext.recipe import SIDES, Side, SideName, Source, Stage
 
-# First word of every seed, so that two uses of the same numbers never share random bits.
-_SOURCE_OF_STEP, _ORDER_OF_ROWS = 1, 2
+# First word of the seed; data_order and data_streams have others, so that no two uses share random bits.
+_SOURCE_OF_STEP = 1
 Row = dict[str, Any]
 
 
 class Key(NamedTuple):
-    """One row of one joint batch. ``step`` and ``stage`` count from 0; ``index`` is the row in the source."""
+    """One row of one joint batch. ``step`` and ``stage`` count from 0; ``index`` is the row in the source.
+
+    Of a streaming source ``index`` is the position in the stream and ``epoch`` 0, until the row is read.
+    """
 
     step: int
     stage: int
@@ -69,98 +78,6 @@ class BatchKeys(Sequence[Key]):
         return list, (self._resolve(),)
 
 
-class _Run(NamedTuple):
-    """One stage's consecutive use of a source: ``steps`` steps of ``batch_size`` rows from position ``start`` on."""
-
-    start: int
-    batch_size: int
-    steps: int
-
-
-class _RowOrder:
-    """The endless row sequence of one source, readable at any position (steps 3 and 4 of the module's text).
-
-    Holds the permutations of the two latest epochs: 8 or 16 bytes per row of the source.
-    """
-
-    def __init__(self, name: str, rows: int, seed: int) -> None:
-        self.rows = rows
-        self._seed = [seed, _ORDER_OF_ROWS, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])]
-        self._runs: list[_Run] = []
-        self._made: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    @property
-    def end(self) -> int:
-        """Position behind the last planned row."""
-        last = self._runs[-1] if self._runs else _Run(0, 1, 0)
-        return last.start + last.batch_size * last.steps
-
-    def extend(self, batch_size: int, steps: int) -> int:
-        """Plan ``steps`` more steps; return the position of their first row."""
-        start = self.end
-        if steps:
-            self._runs.append(_Run(start, batch_size, steps))
-        return start
-
-    def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs and row indices of ``count`` consecutive positions."""
-        epochs, offsets = np.divmod(np.arange(start, start + count), self.rows)
-        indices = np.empty(count, dtype=np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            chosen = epochs == epoch
-            indices[chosen] = self._epoch(epoch)[offsets[chosen]]
-        return epochs, indices
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        """Row order of one epoch, the mended head included."""
-        if epoch in self._made:
-            self._made.move_to_end(epoch)
-            return self._made[epoch]
-        # The tail of an epoch is as drawn unless its own mended head reaches into it (sources below two batches).
-        # Go back to the first epoch that can be made from drawn permutations alone, then forward again.
-        first = epoch
-        while first - 1 not in self._made and self._head_reaches_tail(first - 1, self._taken_before(first)[0]):
-            first -= 1
-        for current in range(first, epoch + 1):
-            self._made[current] = self._mend(current)
-            while len(self._made) > 2:
-                self._made.popitem(last=False)
-        return self._made[epoch]
-
-    def _mend(self, epoch: int) -> np.ndarray:
-        order = self._draw(epoch)
-        taken, batch_size = self._taken_before(epoch)
-        if not taken:
-            return order
-        before = self._made[epoch - 1] if epoch - 1 in self._made else self._draw(epoch - 1)
-        head = order[:batch_size]
-        repeated = np.isin(head, before[self.rows - taken :])
-        # Of batch_size rows at most ``taken`` are repeated, so enough others are left for the step's share.
-        share = np.flatnonzero(~repeated)[: batch_size - taken]
-        rest = np.setdiff1d(np.arange(batch_size), share)
-        order[:batch_size] = head[np.concatenate([share, rest])]
-        return order
-
-    def _draw(self, epoch: int) -> np.ndarray:
-        dtype = np.int32 if self.rows <= np.iinfo(np.int32).max else np.int64
-        order = np.arange(self.rows, dtype=dtype)
-        np.random.default_rng([*self._seed, epoch]).shuffle(order)
-        return order
-
-    def _taken_before(self, epoch: int) -> tuple[int, int]:
-        """(rows that the step crossing the start of ``epoch`` took before it, that step's batch size); (0, 0): none."""
-        boundary = epoch * self.rows
-        if epoch <= 0 or boundary >= self.end:
-            return 0, 0
-        run = self._runs[bisect_right(self._runs, boundary, key=lambda run: run.start) - 1]
-        taken = (boundary - run.start) % run.batch_size
-        return (taken, run.batch_size) if taken else (0, 0)
-
-    def _head_reaches_tail(self, epoch: int, tail: int) -> bool:
-        """Whether the mended head of ``epoch`` overlaps its last ``tail`` rows."""
-        return tail > 0 and self._taken_before(epoch)[1] > self.rows - tail
-
-
 class _SidePlan(NamedTuple):
     """One side of one stage: the source of every step, and where in that source the step's rows begin."""
 
@@ -185,7 +102,7 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
     Args:
         stages: the recipe's stages.
         sources: the recipe's sources; only those that a stage names are used.
-        row_counts: rows of each used source, by name.
+        row_counts: rows of each used source, by name; None for a streaming one.
         seed: decides everything, together with the stages, the sources' names, weights and row counts.
 
     Raises:
@@ -204,7 +121,7 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
         self,
         stages: Sequence[Stage],
         sources: Sequence[Source],
-        row_counts: Mapping[str, int],
+        row_counts: Mapping[str, int | None],
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -216,13 +133,15 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
         self._stage_ends = list(accumulate(stage.steps for stage in stages))
         self._weights = {source.name: source.weight for source in sources}
         self._check(stages, row_counts)
-        self._orders = {name: _RowOrder(name, rows, seed) for name, rows in row_counts.items()}
+        self._orders = {
+            name: Positions() if rows is None else RowOrder(name, rows, seed) for name, rows in row_counts.items()
+        }
         self._plans = [
             [self._plan_side(index, stage, name, side, seed) for name, side in stage.sides()]
             for index, stage in enumerate(stages)
         ]
 
-    def _check(self, stages: Sequence[Stage], row_counts: Mapping[str, int]) -> None:
+    def _check(self, stages: Sequence[Stage], row_counts: Mapping[str, int | None]) -> None:
         parts = self._world_size * self._accumulation
         for index, stage in enumerate(stages):
             for side_name, side in stage.sides():
@@ -235,15 +154,17 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
                 for name in side.sources:
                     if name not in row_counts:
                         raise ValueError(f"{place}, but source {name!r} has no rows: load it, and pass its row count.")
-                    if row_counts[name] < side.batch_size:
+                    rows = row_counts[name]
+                    if rows is not None and rows < side.batch_size:
                         raise ValueError(
-                            f"{place}, but source {name!r} has only {row_counts[name]} rows, and a batch takes"
-                            f" distinct rows of one source. Use a batch_size of at most {row_counts[name]},"
+                            f"{place}, but source {name!r} has only {rows} rows, and a batch takes"
+                            f" distinct rows of one source. Use a batch_size of at most {rows},"
                             f" or take {name!r} out of the side's sources."
                         )
 
     def _plan_side(self, index: int, stage: Stage, side_name: SideName, side: Side, seed: int) -> _SidePlan:
-        odds = np.array([self._orders[name].rows * self._weights[name] for name in side.sources])
+        sizes = [self._orders[name].size(side.sampling_alpha) for name in side.sources]
+        odds = np.array([size * self._weights[name] for size, name in zip(sizes, side.sources, strict=True)])
         draws = np.random.default_rng([seed, _SOURCE_OF_STEP, index, SIDES.index(side_name)]).random(stage.steps)
         limits = np.cumsum(odds / odds.sum())[:-1]
         choice = np.searchsorted(limits, draws, side="right")
@@ -295,7 +216,11 @@ class JointDataset(Dataset[Row]):
     """Keys to rows: the columns of the source's row, and its ``key``.
 
     Of several captions one is drawn by the seed, source, row and epoch: another one in each epoch, the same one again
-    after a resume, whichever worker reads it.
+    after a resume, whichever worker reads it. Texts get the source's prompts. A row whose image cannot be decoded is
+    replaced by another one of its source, drawn from the same numbers, within the source's ``max_broken_rows``.
+
+    Args:
+        broken: where rows left out are listed and counted; by default in memory.
 
     >>> from datasets import Dataset as Table
     >>> columns = {"query": "q", "positive": "a"}
@@ -305,13 +230,17 @@ class JointDataset(Dataset[Row]):
     'hello'
     """
 
-    def __init__(self, sources: Sequence[Source], tables: Mapping[str, datasets.Dataset], seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[Source], tables: Mapping[str, Rows], seed: int, broken: BrokenRows | None = None
+    ) -> None:
         self._sources = {source.name: source for source in sources}
         self._tables = dict(tables)
         self._seed = seed
+        self._broken = BrokenRows(None) if broken is None else broken
 
     def __len__(self) -> int:
-        return sum(len(table) for table in self._tables.values())
+        """Rows of the sources that do not stream."""
+        return sum(rows for rows in map(row_count, self._tables.values()) if rows is not None)
 
     def __getitem__(self, key: Key) -> Row:
         return self.__getitems__([key])[0]
@@ -320,15 +249,51 @@ class JointDataset(Dataset[Row]):
         """The rows of a micro-batch, read source by source."""
         found: list[Row] = []
         for name, group in groupby(keys, key=lambda key: key.source):
-            wanted = list(group)
-            rows = read_rows(self._sources[name], self._tables[name], [key.index for key in wanted])
-            for key, row in zip(wanted, rows, strict=True):
-                if isinstance(row.get("caption"), list):
-                    row["caption"] = row["caption"][self._draw(key, len(row["caption"]))]
-                found.append({**row, "key": key})
+            found += [self._finished(self._sources[name], row) for row in self._read(name, list(group))]
         return found
 
-    def _draw(self, key: Key, choices: int) -> int:
+    def _read(self, name: str, keys: list[Key]) -> list[Row]:
+        """The rows as they are stored, each with the key of what was really read."""
+        source, table = self._sources[name], self._tables[name]
+        if isinstance(table, SourceStream):
+            rows = table.read([key.index for key in keys])
+            return [
+                {**one.row, "key": key._replace(epoch=one.epoch, index=one.identity)}
+                for key, one in zip(keys, rows, strict=True)
+            ]
+        try:
+            rows = read_rows(source, table, [key.index for key in keys])
+            return [{**row, "key": key} for key, row in zip(keys, rows, strict=True)]
+        except IMAGE_ERRORS:
+            return [self._readable(source, table, key) for key in keys]
+
+    def _readable(self, source: Source, table: datasets.Dataset, key: Key) -> Row:
+        """The row, or the first of its replacements that can be read."""
+        drawn = key
+        for attempt in count(1):
+            try:
+                [row] = read_rows(source, table, [drawn.index])
+                return {**row, "key": drawn}
+            except IMAGE_ERRORS as error:
+                self._broken.add(source, broken_image(source, table, drawn.index, error))
+            drawn = key._replace(index=self._draw(key, len(table), f"/{attempt}"))
+        raise AssertionError("the budget of broken rows ends the search")
+
+    def _finished(self, source: Source, row: Row) -> Row:
+        if isinstance(row.get("caption"), list):
+            row["caption"] = row["caption"][self._draw(row["key"], len(row["caption"]))]
+        for name, prompt in source.prompts.items():
+            row[name] = prompt + row[name]
+            if name == "positive" and "negatives" in row:
+                row["negatives"] = [prompt + text for text in row["negatives"]]
+        return row
+
+    def _draw(self, key: Key, choices: int, purpose: str = "") -> int:
         # A hash is a random generator of one draw, and much cheaper to seed than one of many.
-        label = f"{self._seed}/{key.source}/{key.epoch}/{key.index}".encode()
+        label = f"{self._seed}/{key.source}/{key.epoch}/{key.index}{purpose}".encode()
         return int.from_bytes(hashlib.blake2b(label, digest_size=8).digest()) % choices
+
+
+def row_count(rows: Rows) -> int | None:
+    """Rows of a source; None for a streaming one, whose rows nobody has counted."""
+    return None if isinstance(rows, SourceStream) else len(rows)

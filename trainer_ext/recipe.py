@@ -26,7 +26,7 @@ from trainer_ext.recipe_objective import (
     matryoshka_problems,
     width_problems,
 )
-from trainer_ext.recipe_sources import Source, Strict, Task, source_problems
+from trainer_ext.recipe_sources import CropScale, Source, Strict, Task, shares_problem, source_problems
 from trainer_ext.recipe_start import InitializeSpec, locate_towers
 from trainer_ext.recipe_training import refused_fields, split_training, training_fields
 from trainer_ext.recipe_tuning import Decay, LayerDecay, LoraSpec, Part, trained_parts
@@ -45,11 +45,14 @@ class Side(SideLoss):
 
     ``batch_size`` counts the rows of one optimiser step over all processes and all accumulated micro-batches, so that
     a recipe means the same run on one process and on eight.
-    ``sources`` are names; a pattern such as ``pairs-*`` stands for all sources it matches.
+    ``sources`` are names; a pattern such as ``pairs-*`` stands for all sources it matches. A step's rows come from one
+    of them, drawn by P(source) = rows ** sampling_alpha * weight / sum: 1 is the paper's (arXiv 2405.20204), lower
+    values help small sources (XLM-R's alpha, arXiv 1911.02116), and at 0 weights alone decide.
     """
 
     sources: Annotated[list[str], Field(min_length=1)]
     batch_size: PositiveInt
+    sampling_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
 
 
 class Stage(Strict):
@@ -69,6 +72,7 @@ class Stage(Strict):
     max_length: PositiveInt
     image_size: PositiveInt | None = None
     patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    random_resized_crop: CropScale | None = None
     trainable: Annotated[list[Part], Field(min_length=1)] | None = None
     learning_rates: dict[Part, PositiveFloat] = {}
     layer_decay: Decay | LayerDecay = 1.0
@@ -174,7 +178,6 @@ class Recipe(Strict):
 
 
 def _stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Problem]:
-    tasks: dict[str, Task] = {source.name: source.task for source in sources}
     first: dict[str, int] = {}
     for position, stage in enumerate(stages):
         place = f"stages.{position}"
@@ -186,14 +189,18 @@ def _stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Itera
         if not any(True for _ in stage.sides()):
             yield place, "trains nothing: give it image_text, text, or both."
         for side_name, side in stage.sides():
-            yield from _side_problems(f"{place}.{side_name}", side_name, side, tasks)
+            yield from _side_problems(f"{place}.{side_name}", side_name, side, sources)
 
 
-def _side_problems(place: str, side_name: SideName, side: Side, tasks: dict[str, Task]) -> Iterator[Problem]:
+def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequence[Source]) -> Iterator[Problem]:
+    tasks: dict[str, Task] = {source.name: source.task for source in sources}
     yield from loss_problems(place, side_name, side)
     task = SIDE_TASK.get((side_name, side.loss))
     if task is None:
         return
+    shares = shares_problem(sources, side.sources, side.sampling_alpha)
+    if shares is not None:
+        yield f"{place}.sampling_alpha", shares
     for position, name in enumerate(side.sources):
         if name not in tasks:
             close = nearest(name, tasks)
@@ -283,6 +290,8 @@ _HARMLESS = ("name", "evaluation")
 def _identity(recipe: Recipe) -> dict[str, Any]:
     content = recipe.model_dump(mode="json", exclude=set(_HARMLESS))
     content["training"] = {k: v for k, v in content["training"].items() if not k.startswith(_HARMLESS_TRAINING)}
+    for source in content["sources"]:
+        del source["max_broken_rows"]  # a run that met one broken row too many may go on with a larger budget
     return content
 
 

@@ -36,7 +36,8 @@ class Row:
 
 
 class Report:
-    """Rows of metrics of one run, kept in ``folder``; ``tasks`` add their sizes to the notes.
+    """Rows of metrics of one run, kept in ``folder``; ``tasks`` add their sizes to the notes, ``shares`` what each
+    source gave.
 
     >>> report = Report("unused")
     >>> report.add("before training", {"concepts_short/t2i_r5": 0.031})
@@ -51,6 +52,7 @@ class Report:
         self.folder = Path(folder)
         self.rows: list[Row] = []
         self.sizes = {task.label: task.size for task in tasks}
+        self.shares: dict[str, dict[str, dict[str, float]]] = {}
 
     @classmethod
     def load(cls, folder: str | os.PathLike, tasks: Sequence[Task] = ()) -> "Report":
@@ -68,6 +70,7 @@ class Report:
             if stored["format"] != FORMAT:
                 raise ValueError(f"its format is {stored['format']!r}, not {FORMAT}")
             report.sizes = stored["sizes"] | report.sizes
+            report.shares = stored.get("shares", {})
             for row in stored["rows"]:
                 report.add(**row)
         except (ValueError, KeyError, TypeError) as error:
@@ -108,10 +111,16 @@ class Report:
 
     def save(self) -> None:
         """Write ``metrics.json``, ``metrics.md`` and ``metrics.png``, each whole or not at all."""
-        stored = {"format": FORMAT, "sizes": self.sizes, "rows": [asdict(row) for row in self.rows]}
+        stored = {"format": FORMAT, "sizes": self.sizes, "shares": self.shares}
+        stored["rows"] = [asdict(row) for row in self.rows]
         sizes = "".join(f"- {name.replace('_', ' ')}: {size}\n" for name, size in self.sizes.items())
+        shares = "".join(
+            f"- rows of {side} from {name}: {item['rows']:,} ({item['share']:.1%})\n"
+            for side, sources in self.shares.items()
+            for name, item in sources.items()
+        )
         write_whole(self.folder / "metrics.json", (json.dumps(stored, indent=1) + "\n").encode())
-        write_whole(self.folder / "metrics.md", f"{self.table()}\n\n{NOTES}\n\n{sizes}".encode())
+        write_whole(self.folder / "metrics.md", f"{self.table()}\n\n{NOTES}\n\n{sizes}{shares}".encode())
         write_whole(self.folder / "metrics.png", metrics_picture(self._curves()))
 
     def save_contact_sheet(

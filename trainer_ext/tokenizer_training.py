@@ -97,6 +97,11 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
     Hard negatives are left out: they are other rows' positives.
     """
     for source in recipe.used_sources():
+        if source.streaming:
+            raise ValueError(
+                f"Source {source.name!r} is streaming, but tokenizer.vocab_size means to read all texts before"
+                " training. Name a tokenizer's folder, or take streaming out."
+            )
         table = load_source(source).select_columns([name for name in _TEXTS if name in source.columns])
         for batch in table.iter(_READ_AT_ONCE):
             for values in batch.values():

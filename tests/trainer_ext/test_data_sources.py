@@ -12,7 +12,9 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 
-from trainer_ext.data_sources import DataError, load_source, load_sources, read_rows, source_files
+from trainer_ext.data_files import DataError, source_files
+from trainer_ext.data_mixing import JointDataset, Key
+from trainer_ext.data_sources import load_source, load_sources, read_rows
 from trainer_ext.recipe import Source
 
 PAIRS = {"q": ["null", "two", "three"], "a": ["eins", "NA", "drei"]}
@@ -124,7 +126,7 @@ def test_changed_file_is_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split_folder", [False, True])
-@pytest.mark.parametrize("metadata", ["metadata.jsonl", "metadata.csv"])
+@pytest.mark.parametrize("metadata", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
 @pytest.mark.parametrize("column", ["image", "file_name"])
 def test_image_folder(tmp_path: Path, metadata: str, split_folder: bool, column: str) -> None:
     folder = tmp_path / "train" if split_folder else tmp_path
@@ -132,8 +134,10 @@ def test_image_folder(tmp_path: Path, metadata: str, split_folder: bool, column:
     rows = [{"file_name": "sub/b.png", "text": "bee"}, {"file_name": "sub/a.png", "text": "ay"}]
     if metadata.endswith("jsonl"):
         write_json(folder / metadata, rows)
-    else:
+    elif metadata.endswith("csv"):
         Dataset.from_list(rows).to_csv(folder / metadata, index=False)
+    else:
+        Dataset.from_list(rows).to_parquet(folder / metadata)
     table = load_source(source(tmp_path, "imagefolder", "image-text", columns={"image": column, "caption": "text"}))
     assert table["caption"][:] == ["bee", "ay"]
     assert [image.getpixel((0, 0)) for image in table["image"]] == [(1, 0, 0), (0, 0, 0)]
@@ -275,8 +279,8 @@ GOOD = {
         ("image-text", {"image": ""}, "image", "no image"),
         ("image-text", {"image": "gone.png"}, "image", "no image file"),
         ("triplet", {"n": ["x", " "]}, "n", "empty text"),
-        ("triplet", {"n": ["x"]}, "n", "1 negatives, but the rows before have 2"),
-        ("triplet", {"n": ["x", "y", "z"]}, "n", "3 negatives, but the rows before have 2"),
+        ("triplet", {"n": ["x"]}, "n", "1 negatives, but other rows have 2"),
+        ("triplet", {"n": ["x", "y", "z"]}, "n", "3 negatives, but other rows have 2"),
     ],
 )
 def test_bad_row_is_named_by_file_row_and_column(
@@ -312,7 +316,9 @@ def test_relative_image_paths_need_one_folder(tmp_path: Path) -> None:
 
 def test_image_folder_without_metadata(tmp_path: Path) -> None:
     pictures(tmp_path, ["a.png"])
-    assert "no metadata.jsonl or metadata.csv" in refusal(source(tmp_path, "imagefolder", "image-text"))
+    assert "no metadata.jsonl, metadata.csv or metadata.parquet in" in refusal(
+        source(tmp_path, "imagefolder", "image-text")
+    )
 
 
 @pytest.mark.parametrize("stored", ["path", "bytes"])
@@ -329,9 +335,11 @@ def test_broken_image_is_named_when_it_is_read(tmp_path: Path, stored: str) -> N
         Dataset.from_dict({"image": [good, good, broken, good], "text": ["t"] * 4}).to_parquet(path)
         item = source(path, "parquet", "image-text")
     table = load_source(item)
-    assert len(read_rows(item, table, [0, 1, 3])) == 3
+    rows = JointDataset([item], {"mine": table}, seed=1)
+    keys = [Key(0, 0, "image_text", "mine", 0, index) for index in range(4)]
+    assert len(rows.__getitems__([keys[0], keys[1], keys[3]])) == 3
     with pytest.raises(DataError) as caught:
-        read_rows(item, table, [3, 2, 0])
+        rows.__getitems__([keys[3], keys[2], keys[0]])
     message = str(caught.value)
     assert f"Source 'mine', {path}, row 2, column 'image': the image" in message
     assert ("b.png" in message) == (stored == "path")

@@ -98,7 +98,7 @@ def test_killed_while_a_checkpoint_is_written(
     assert said == ["skipping .checkpoint-5.partial: the run was stopped while it was written"]
     resumed = trained(make_trainer(tmp_path, *overrides, evaluate_fn=noisy_evaluation), checkpoint)
     assert_same_run(resumed, uninterrupted("every step"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "checkpoint-8"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "checkpoint-8", "sources"]
 
 
 def test_a_finished_run_can_be_resumed_without_another_step(

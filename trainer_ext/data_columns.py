@@ -1,0 +1,119 @@
+"""The data's columns become ours: found by their names, checked for their types, images by path made absolute."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Image, List, Value
+
+from trainer_ext.data_checks import Fault
+from trainer_ext.data_files import DataError, Opened
+from trainer_ext.resources import nearest
+
+TEXT = (Value("string"), Value("large_string"))
+_TEXTS = tuple(List(text) for text in TEXT)
+_ID = (*TEXT, Value("int64"), Value("int32"))
+_NUMBER = tuple(Value(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8"))
+_IMAGE_STORAGE = ("binary", "large_binary")
+# What reading an image that is none can raise.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError)
+
+
+def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
+    """Select and rename the mapped columns, and check their types."""
+    columns = mapped_columns(opened, dataset.features)
+    if any(name not in dataset.column_names for name in columns.values()):
+        if isinstance(dataset.features.get(columns.get("image")), dict):  # else its bytes would become a column
+            dataset = dataset.cast_column(columns["image"], Image())
+        dataset = dataset.flatten()
+    dataset = dataset.select_columns(list(columns.values()))
+    dataset = dataset.rename_columns({theirs: ours for ours, theirs in columns.items()})
+    check_types(opened, dataset.features)
+    return dataset
+
+
+def mapped_columns(opened: Opened, features: Features) -> dict[str, str]:
+    """Our names to the data's, of columns that are there.
+
+    Raises:
+        DataError: no such column.
+    """
+    source = opened.source
+    names = [*features, *_nested_names(features)]
+    columns = dict(source.columns)
+    if source.format == "imagefolder" and columns["image"] not in names:
+        columns["image"] = "file_name"  # the column's name on disk, and the one that ``datasets`` gives it, both serve
+    for ours, theirs in columns.items():
+        if theirs not in names:
+            close = nearest(theirs, names)
+            hint = f" Did you mean {close!r}?" if close else ""
+            raise DataError(
+                f"Source {source.name!r}: {opened.name} has no column {theirs!r} for {ours}.{hint} Its columns are"
+                f" {', '.join(names)}."
+            )
+    return columns
+
+
+def _nested_names(features: Features) -> list[str]:
+    """``json.text`` for a column ``json`` that holds a ``text`` in every row, at any depth."""
+    return [
+        f"{name}.{inner}"
+        for name, feature in features.items()
+        if isinstance(feature, dict)
+        for inner in (*feature, *_nested_names(feature))
+    ]
+
+
+def check_types(opened: Opened, features: Features) -> None:
+    """The columns, under our names, hold what they must."""
+    wanted = {
+        "caption": (TEXT + _TEXTS, "a text or a list of texts"),
+        "negatives": (_TEXTS, "a list of texts"),
+        "id": (_ID, "a text or a whole number"),
+        "score": (_NUMBER, "a number"),
+    }
+    for ours, feature in features.items():
+        if ours == "image":
+            allowed, words = _is_image(feature), "encoded bytes (PNG, JPEG, ...), a path, or the Image type of datasets"
+        else:
+            types, words = wanted.get(ours, (TEXT, "a text"))
+            allowed = feature in types
+        if not allowed:
+            source = opened.source
+            raise DataError(
+                f"Source {source.name!r}, {opened.name}: column {source.columns[ours]!r} holds {feature}, but {ours}"
+                f" must be {words}. Convert the column or map another one."
+            )
+
+
+def _is_image(feature: Any) -> bool:
+    nested = isinstance(feature, dict) and "bytes" in feature
+    binary = getattr(feature, "dtype", None) in _IMAGE_STORAGE
+    return isinstance(feature, Image) or feature in TEXT or nested or binary
+
+
+def absolute_paths(paths: Sequence[str | None], folder: str | None, source: str) -> list[str | None]:
+    """Image paths, taken from the one folder of the source's files."""
+    if folder is None and any(path and not os.path.isabs(path) for path in paths):
+        raise DataError(
+            f"Source {source!r}: relative image paths need one folder to start from, but the source's"
+            " files lie in several. Use absolute paths, or one source per folder."
+        )
+    return [os.path.join(folder or "", path) if path else path for path in paths]
+
+
+def missing_files(paths: Sequence[str | None]) -> Iterator[Fault]:
+    """Rows whose image file does not exist. Lists each folder once: much cheaper than a question per file."""
+    listings: dict[str, set[str]] = {}
+    for row, path in enumerate(paths):
+        folder, name = os.path.split(path or "")
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if path and name not in listings[folder]:
+            yield Fault(np.array([row]), "image", f"no image file {path}. Correct the path or remove the row.")
+
+
+def undecodable(path: str | None, error: Exception) -> str:
+    """Why an image's row is broken, with the cure."""
+    return f"the image ({path or 'stored in the row'}) cannot be decoded: {error}. Replace the image or remove the row."

@@ -1,0 +1,213 @@
+"""The files of a source, and the builder of ``datasets`` that reads them.
+
+Nothing is downloaded, except for a source that names a data set of the Hub.
+"""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.packaged_modules.arrow.arrow import Arrow
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+from trainer_ext.recipe_sources import Source
+from trainer_ext.resources import nearest
+
+# Builders are used directly: ``datasets.load_dataset`` reports each use over the network, local files or not.
+# Without keep_default_na a CSV text such as "null" or "NA" would be read as missing.
+_BUILDERS: dict[str, tuple[type[datasets.DatasetBuilder], dict[str, Any]]] = {
+    ".parquet": (Parquet, {}),
+    ".arrow": (Arrow, {}),
+    ".json": (Json, {}),
+    ".jsonl": (Json, {}),
+    ".csv": (Csv, {"keep_default_na": False}),
+    ".tar": (WebDataset, {}),
+}
+_SUFFIXES = {
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
+    "json": (".jsonl", ".json"),
+    "csv": (".csv",),
+    "webdataset": (".tar",),
+    "embedded": (".parquet",),
+}
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+class DataError(ValueError):
+    """Training data that cannot be used. The message names source, file, row and column, and the cure."""
+
+
+def source_files(source: Source) -> list[Path]:
+    """The files a source is read from, sorted by name.
+
+    A folder stands for its files ``SPLIT.*``, ``SPLIT-*.*`` and ``SPLIT/*.*`` of the source's format; an image folder
+    for its ``metadata.jsonl``, ``.csv`` or ``.parquet``, inside ``SPLIT/`` if there is such a folder.
+    """
+    location = _embedded_table(source) if source.format == "embedded" else Path(source.location)
+    if source.format == "imagefolder":
+        return [_metadata_file(source, location)]
+    suffixes = _SUFFIXES[source.format]
+    if location.is_file():
+        found = [location]
+    elif location.is_dir():
+        patterns = [f"{source.split}{{}}", f"{source.split}-*{{}}", f"{source.split}/*{{}}"]
+        found = [path for pattern in patterns for suffix in suffixes for path in location.glob(pattern.format(suffix))]
+        if not found:
+            inside = ", ".join(sorted(path.name for path in location.iterdir())[:10]) or "nothing"
+            raise DataError(
+                f"Source {source.name!r}: folder {location} has no {source.format} file for split {source.split!r}"
+                f" ({source.split}{suffixes[0]}, {source.split}-*{suffixes[0]} or {source.split}/*{suffixes[0]}). It"
+                f" holds: {inside}. Set split, or let location name the files."
+            )
+    else:
+        found = [Path(path) for path in glob.glob(str(location), recursive=True)]
+        if not found:
+            raise DataError(
+                f"Source {source.name!r}: no file at {location}. Check location; relative ones are taken from the"
+                " folder of the file that lists the source."
+            )
+    for path in found:
+        if path.suffix.lower() not in suffixes:
+            raise DataError(
+                f"Source {source.name!r}: {path} does not end in {' or '.join(suffixes)}, as format {source.format}"
+                " needs. Set format to what the file is."
+            )
+        if path.stat().st_size == 0:
+            raise DataError(f"Source {source.name!r}: {path} is an empty file. Fill it or remove it.")
+    return sorted(found)
+
+
+def _metadata_file(source: Source, location: Path) -> Path:
+    folders = [location / source.split, location]
+    for folder in folders:
+        for name in _METADATA:
+            if (folder / name).is_file():
+                return folder / name
+    raise DataError(
+        f"Source {source.name!r}: no {', '.join(_METADATA[:-1])} or {_METADATA[-1]} in {location}. Add one"
+        " with a row per image: its file_name, relative to the folder, and its caption."
+    )
+
+
+def _embedded_table(source: Source) -> Path:
+    collection, _, table = source.location.partition("/")
+    if collection != "openmoji" or not table:
+        raise DataError(
+            f"Source {source.name!r}: {source.location!r} is no embedded table. Use openmoji/TABLE, for example"
+            " openmoji/short_captions."
+        )
+    from trainer_ext.embedded import prepare  # late: the packages that carry the data are an extra
+
+    folder = prepare()
+    if not (folder / table).is_dir():
+        tables = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        close = nearest(table, tables)
+        hint = f" Did you mean {close!r}?" if close else ""
+        raise DataError(f"Source {source.name!r}: no embedded table {table!r}.{hint} Tables: {', '.join(tables)}.")
+    return folder / table
+
+
+class Opened:
+    """A source's builder and what its messages call the data: ``files`` in the order of its shards."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        if source.format == "hub":
+            self.builder, self.split = _hub_builder(source), source.split
+            self.files = [str(file) for file in (self.builder.config.data_files or {}).get(source.split, [])]
+            self.folder = None
+        else:
+            paths = source_files(source)
+            self.builder, self.split = _local_builder(paths), "train"
+            self.files = [str(path) for path in paths]
+            folders = {path.parent for path in paths}
+            self.folder = str(folders.pop().absolute()) if len(folders) == 1 else None
+
+    @property
+    def name(self) -> str:
+        """What the data are called in messages about the whole source."""
+        if self.source.format == "hub":
+            return f"{self.source.location} at {self.source.revision}"
+        return self.files[0] if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more file(s)"
+
+    def rows(self) -> datasets.Dataset:
+        """All rows, in the cache of ``datasets``.
+
+        Raises:
+            DataError: files that are not what their format says, no such split, or no rows.
+        """
+        prepare(self)
+        splits = self.builder.info.splits
+        self._check_split(list(splits))
+        if not splits[self.split].num_examples:
+            raise DataError(f"Source {self.source.name!r}: {self.name} holds no rows. Fill it or take the source out.")
+        return self.builder.as_dataset(split=self.split)
+
+    def stream(self) -> datasets.IterableDataset:
+        """The rows as they are read from the files, one shard after the other."""
+        if self.source.format == "hub":
+            self._check_split(list(self.builder.config.data_files or self.builder.info.splits or {}))
+        try:
+            return self.builder.as_streaming_dataset(split=self.split)
+        except (ValueError, OSError) as error:
+            raise unreadable(self, error) from error
+
+    def _check_split(self, splits: Sequence[str]) -> None:
+        if self.split not in splits:
+            raise DataError(
+                f"Source {self.source.name!r}: {self.name} has no split {self.split!r}. Its splits are"
+                f" {', '.join(map(str, splits))}."
+            )
+
+
+def prepare(opened: Opened) -> None:
+    """Read all files into the cache of ``datasets``."""
+    try:
+        opened.builder.download_and_prepare()
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        raise unreadable(opened, error) from error
+
+
+def unreadable(opened: Opened, error: Exception) -> DataError:
+    """What to raise for files that are not what their format says."""
+    detail = " ".join(str(error.__cause__ or error).split())
+    source = opened.source
+    return DataError(f"Source {source.name!r}: {opened.name} cannot be read as {source.format}: {detail}")
+
+
+def locate_row(source: Source, row: int) -> tuple[str, int]:
+    """File of a row of a loaded source, and its number in there, from 0. Reads files: for messages only."""
+    if source.format == "hub":
+        return f"{source.location} at {source.revision}, split {source.split}", row
+    files = source_files(source)
+    for path in files[:-1]:
+        builder = _local_builder([path])
+        builder.download_and_prepare()
+        rows = builder.info.splits["train"].num_examples
+        if row < rows:
+            return str(path), row
+        row -= rows
+    return str(files[-1]), row
+
+
+def _local_builder(files: Sequence[Path]) -> datasets.DatasetBuilder:
+    builder_class, options = _BUILDERS[files[0].suffix.lower()]
+    # Names are patterns to ``datasets``; escaped, a bracket in a file name is only a bracket.
+    return builder_class(data_files={"train": [glob.escape(str(path.absolute())) for path in files]}, **options)
+
+
+def _hub_builder(source: Source) -> datasets.DatasetBuilder:
+    try:
+        return datasets.load_dataset_builder(source.location, source.config, revision=source.revision)
+    except (DatasetNotFoundError, ValueError, OSError) as error:
+        detail = " ".join(str(error).split())
+        raise DataError(
+            f"Source {source.name!r}: {source.location} at {source.revision} cannot be read from the Hub: {detail}"
+        ) from error

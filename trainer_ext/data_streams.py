@@ -1,0 +1,301 @@
+"""Streaming sources: rows read one after the other, how many nobody knows, and still the same rows at every step.
+
+A stream is an endless sequence, a function of the seed and the data alone:
+
+1. In each epoch the shards (files) follow each other in an order drawn from (seed, source, epoch).
+2. Their rows are taken in windows of ``shuffle_buffer`` rows, over the shards' borders. What cannot be used is left
+   out, the rest is put into an order drawn from (seed, source, epoch, window). Images are bytes here, not pixels.
+3. Position p of the sequence is the p-th row of all windows, epoch after epoch.
+
+Every process and every loader worker reads the whole stream and keeps the rows of its own steps: one process or eight,
+no worker or four, the steps are the same. Skipped windows are read and checked, but no image in them is decoded.
+To resume, a reader starts at the last bookmark before its position: where a window began is noted in the run's folder.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from datasets import ArrowBasedBuilder, Features, Image, IterableDataset
+
+from trainer_ext.data_broken import BrokenRow, BrokenRows
+from trainer_ext.data_checks import find_faults, usual_negatives
+from trainer_ext.data_columns import (
+    IMAGE_ERRORS,
+    TEXT,
+    absolute_paths,
+    check_types,
+    mapped_columns,
+    missing_files,
+    undecodable,
+)
+from trainer_ext.data_files import DataError, Opened, unreadable
+from trainer_ext.recipe_sources import SHUFFLE_BUFFER, Source
+
+# First words of a stream's seeds; data_mixing has 1 and 2.
+_ORDER_OF_SHARDS, _ORDER_IN_WINDOW = 3, 4
+_READ_AT_ONCE = 1000
+# A row's number in its shard and the shard's own one, as one whole number.
+_SHARD = 2**40
+
+
+class Bookmark(NamedTuple):
+    """Where a window begins: its number in the epoch, the shard's place in the epoch's order, the row in that shard."""
+
+    position: int
+    epoch: int = 0
+    window: int = 0
+    shard: int = 0
+    row: int = 0
+
+
+class _Window(NamedTuple):
+    """Usable rows in their shuffled order, and their identities (shard * 2**40 + row in the shard)."""
+
+    begin: Bookmark
+    end: Bookmark
+    table: pa.Table
+    identities: np.ndarray
+
+
+class StreamRow(NamedTuple):
+    """A row of a stream, the epoch it was read in, and its identity: the same in every epoch."""
+
+    epoch: int
+    identity: int
+    row: dict[str, Any]
+
+
+class SourceStream:
+    """The rows of a streaming source by their position. Opens the source at once: names and types are checked here.
+
+    Args:
+        broken: where rows that cannot be used are listed, and counted against the source's budget.
+        bookmarks: a folder for the notes that make resuming cheap; None for no notes.
+
+    Raises:
+        DataError: no such file, data set, split or column, a wrong type, or (when read) a row that cannot be used.
+    """
+
+    def __init__(self, source: Source, seed: int, broken: BrokenRows | None = None, bookmarks: Path | None = None):
+        self.source = source
+        self.broken = BrokenRows(None) if broken is None else broken
+        self.bookmarks = bookmarks
+        name = int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8])
+        self._seed = [seed, name]
+        self._buffer = source.shuffle_buffer or SHUFFLE_BUFFER
+        self._opened = Opened(source)
+        self._dataset = self._opened.stream()
+        self._arrow = isinstance(self._opened.builder, ArrowBasedBuilder)
+        self._first_look()
+        self._window: _Window | None = None
+        self._windows: Iterator[_Window] | None = None
+        self._marks: set[Bookmark] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the place it has come to: the copy in a worker starts anew."""
+        return {**self.__dict__, "_window": None, "_windows": None}
+
+    def read(self, positions: Sequence[int]) -> list[StreamRow]:
+        """The rows at ``positions``, images decoded. Going forward is cheap, going back starts at a bookmark.
+
+        A row whose image cannot be decoded is replaced by another one of its window, the same one in every process.
+
+        Raises:
+            DataError: more rows that cannot be used than the source's budget allows.
+        """
+        return [self._row(position) for position in positions]
+
+    # --- before the first step -----------------------------------------------------------------------------------
+
+    def _first_look(self) -> None:
+        """Columns and types, told by the first rows where the format does not tell them."""
+        features = self._dataset.features
+        if features is None:
+            first = next(self._tables(self._shard(0), 0), None)
+            if first is None:
+                raise DataError(f"Source {self.source.name!r}: {self._opened.name} holds no rows. Fill it.")
+            features = Features.from_arrow_schema(first.schema)
+        columns = mapped_columns(self._opened, features)
+        found = {ours: _nested_feature(features, theirs) for ours, theirs in columns.items()}
+        check_types(self._opened, Features(found))
+        self._columns = columns
+        self._paths = found.get("image") in TEXT
+        self._negatives: int | None = None
+        if "negatives" in columns:  # the first rows say how many each must have
+            self._negatives = usual_negatives(self._ours(next(self._tables(self._shard(0), 0))))
+
+    # --- windows -------------------------------------------------------------------------------------------------
+
+    def _row(self, position: int) -> StreamRow:
+        window = self._window_at(position)
+        offset = position - window.begin.position
+        while True:
+            row = window.table.slice(offset, 1).to_pylist()[0]
+            if "image" not in row:
+                break
+            try:
+                row["image"] = Image().decode_example(row["image"])
+                break
+            except IMAGE_ERRORS as error:
+                reason = undecodable(row["image"]["path"], error)
+                self.broken.add(self.source, self._broken_row(int(window.identities[offset]), "image", reason))
+                offset = (offset + 1) % len(window.table)
+        return StreamRow(window.begin.epoch, int(window.identities[offset]), row)
+
+    def _window_at(self, position: int) -> _Window:
+        if self._window is None or position < self._window.begin.position:
+            self._windows = self._windows_from(self._last_bookmark(position))
+            self._window = next(self._windows)
+        while position >= self._window.end.position:
+            self._window = next(self._windows)
+        return self._window
+
+    def _windows_from(self, mark: Bookmark) -> Iterator[_Window]:
+        while True:
+            begin = mark
+            for window in self._epoch(mark):
+                self._note(window.begin)
+                mark = window.end
+                if len(window.table):
+                    yield window
+            if mark.position == begin.position and begin.row == begin.shard == 0:
+                raise DataError(f"Source {self.source.name!r}: {self._opened.name} holds no row that can be used.")
+            mark = Bookmark(mark.position, mark.epoch + 1)
+
+    def _epoch(self, mark: Bookmark) -> Iterator[_Window]:
+        """The windows of one epoch from a bookmark on."""
+        shards = np.random.default_rng([*self._seed, _ORDER_OF_SHARDS, mark.epoch]).permutation(self._shards)
+        held: list[pa.Table] = []
+        numbers: list[np.ndarray] = []
+        count, row = 0, mark.row
+        for place in range(mark.shard, self._shards):
+            shard = int(shards[place])
+            for table in self._tables(self._shard(shard), row):
+                table = self._ours(table)
+                while len(table):
+                    part = table.slice(0, self._buffer - count)
+                    held.append(part)
+                    numbers.append(shard * _SHARD + np.arange(row, row + len(part)))
+                    count, row, table = count + len(part), row + len(part), table.slice(len(part))
+                    if count == self._buffer:
+                        end = mark._replace(window=mark.window + 1, shard=place, row=row)
+                        yield (window := self._made(mark, end, held, numbers))
+                        mark, held, numbers, count = window.end, [], [], 0
+            row = 0
+        if held:
+            yield self._made(mark, mark._replace(window=mark.window + 1, shard=self._shards), held, numbers)
+
+    def _made(self, begin: Bookmark, end: Bookmark, held: list[pa.Table], numbers: list[np.ndarray]) -> _Window:
+        """Leave out what cannot be used, shuffle the rest."""
+        table, identities = pa.concat_tables(held, promote_options="permissive"), np.concatenate(numbers)
+        good = self._usable(table, identities)
+        order = np.random.default_rng([*self._seed, _ORDER_IN_WINDOW, begin.epoch, begin.window]).permutation(good)
+        end = end._replace(position=begin.position + len(order))
+        return _Window(begin, end, table.take(order), identities[order])
+
+    def _usable(self, table: pa.Table, identities: np.ndarray) -> np.ndarray:
+        faults = list(find_faults(table, table.column_names, self._negatives))
+        if self._paths:
+            faults += missing_files(table.column("image").combine_chunks().field("path").to_pylist())
+        broken: set[int] = set()
+        for fault in faults:
+            for row in fault.rows.tolist():
+                if row not in broken:
+                    broken.add(row)
+                    self.broken.add(self.source, self._broken_row(int(identities[row]), fault.column, fault.message))
+        return np.setdiff1d(np.arange(len(table)), list(broken))
+
+    def _broken_row(self, identity: int, column: str, reason: str) -> BrokenRow:
+        shard, row = divmod(identity, _SHARD)
+        files = self._opened.files
+        file = files[shard] if len(files) == self._shards else f"{self._opened.name}, shard {shard}"
+        return BrokenRow(self.source.name, file, row, self.source.columns[column], reason)
+
+    # --- tables --------------------------------------------------------------------------------------------------
+
+    @property
+    def _shards(self) -> int:
+        return self._dataset.num_shards
+
+    def _shard(self, index: int) -> IterableDataset:
+        return self._dataset.shard(num_shards=self._shards, index=index)
+
+    def _tables(self, shard: IterableDataset, skip: int) -> Iterator[pa.Table]:
+        """The shard's rows from ``skip`` on, some at a time, as the data names them."""
+        shard = shard.skip(skip) if skip else shard
+        try:
+            if self._arrow:
+                yield from shard.with_format("arrow").iter(_READ_AT_ONCE)
+                return
+            # Formats read row by row have their own order of columns in each batch of tables.
+            rows, features = iter(shard.decode(False)), self._dataset.features
+            schema = None if features is None else features.arrow_schema
+            while batch := list(islice(rows, min(_READ_AT_ONCE, self._buffer))):
+                yield pa.Table.from_pylist(batch, schema=schema)
+        except (ValueError, OSError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise unreadable(self._opened, error) from error
+
+    def _ours(self, table: pa.Table) -> pa.Table:
+        """The mapped columns under our names; images as ``datasets`` stores them, with absolute paths."""
+        found: dict[str, pa.ChunkedArray | pa.Array] = {}
+        for ours, theirs in self._columns.items():
+            flat = table
+            while theirs not in flat.column_names:
+                flat = flat.flatten()
+            found[ours] = flat.column(theirs)
+        if "image" in found:
+            found["image"] = self._stored_images(found["image"])
+        return pa.table(found)
+
+    def _stored_images(self, column: pa.ChunkedArray) -> pa.Array:
+        if self._paths:
+            paths = absolute_paths(column.to_pylist(), self._opened.folder, self.source.name)
+            column = pa.array(paths, pa.string())
+        else:
+            column = column.combine_chunks()
+        return Image().cast_storage(column)
+
+    # --- bookmarks -----------------------------------------------------------------------------------------------
+
+    def _note(self, mark: Bookmark) -> None:
+        if self.bookmarks is None or mark in self._noted():
+            return
+        self._marks.add(mark)
+        self.bookmarks.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._note_file(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(handle, (json.dumps(mark) + "\n").encode())
+        finally:
+            os.close(handle)
+
+    def _noted(self) -> set[Bookmark]:
+        """The notes of earlier runs and other processes when this one began to read, and its own."""
+        if self._marks is None:
+            self._marks = {Bookmark(0)}
+            if self.bookmarks is not None and self._note_file().is_file():
+                # A line that was cut by a kill is no note.
+                lines = [line for line in self._note_file().read_text().splitlines() if line.endswith("]")]
+                self._marks.update(Bookmark(*json.loads(line)) for line in lines)
+        return self._marks
+
+    def _note_file(self) -> Path:
+        return self.bookmarks / f"{self.source.name}.jsonl"
+
+    def _last_bookmark(self, position: int) -> Bookmark:
+        return max(mark for mark in self._noted() if mark.position <= position)
+
+
+def _nested_feature(features: Any, name: str) -> Any:
+    while name not in features:
+        outer = next(key for key in features if name.startswith(f"{key}."))
+        features, name = features[outer], name.removeprefix(f"{outer}.")
+    return features[name]
