@@ -29,6 +29,7 @@ from .tower_initialization import InitializationReport, initialize_text, initial
 # isort: split
 # Used by the files above. Old versions of transformers (5.5) copy only those files of a local folder that the file of
 # the model imports itself, so each of them is named here once.
+from .attention_backends import flex_attention_forward as flex_attention_forward
 from .attention_functions import short_attention as short_attention
 from .checkpoint_keys import Rule as Rule
 from .image_inputs import open_image as open_image

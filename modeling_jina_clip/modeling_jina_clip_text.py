@@ -14,15 +14,17 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_backends import ALL_ATTENTION_FUNCTIONS, refuse_flash_with_alibi
 from .attention_functions import eager_attention_forward, is_short, short_attention
 from .configuration_jina_clip import JinaCLIPTextConfig
 from .strict_loading import StrictLoadingMixin
@@ -74,16 +76,34 @@ class JinaCLIPTextAttention(nn.Module):
         if is_short(self.config._attn_implementation, query, dropout):
             attend = short_attention
         options = {"dropout": dropout, "scaling": self.scaling, **kwargs}
-        if positions.whole is not None:
-            context, weights = attend(self, query, key, value, positions.whole, **options)  # (B, L, H, D)
+        if positions.in_blocks:
+            context, weights = self._attend_in_blocks(attend, query, key, value, positions, options), None
         else:
-            blocks = [
-                attend(self, query[:, :, rows], key, value, positions.bias(rows), **options)[0]
-                for rows in positions.blocks()
-            ]
-            context, weights = torch.cat(blocks, dim=1), None
+            context, weights = attend(self, query, key, value, positions.whole, **options)  # (B, L, H, D)
         context = context.reshape(positions.batch, positions.length, self.num_heads * self.head_dim)
         return self.out_proj(positions.pack(context)), weights
+
+    def _attend_in_blocks(
+        self,
+        attend: Callable,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        positions: TextPositions,
+        options: dict,
+    ) -> torch.Tensor:
+        """Attention of a few query rows after the other, (B, L, H, D), each with a bias that lives no longer than it.
+
+        For the gradient each block runs twice: its bias would otherwise wait for the backward pass, and all of them
+        together are as large as the whole.
+        """
+
+        def block(rows: slice) -> torch.Tensor:
+            return attend(self, query[:, :, rows], key, value, positions.bias(rows), **options)[0]
+
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(block, rows, use_reentrant=False) for rows in positions.blocks()], dim=1)
+        return torch.cat([block(rows) for rows in positions.blocks()], dim=1)
 
 
 class JinaCLIPTextGatedMLP(nn.Module):
@@ -197,12 +217,19 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["JinaCLIPTextEmbeddings", "JinaCLIPTextLayer"]
     _supports_sdpa = True
-    _supports_flex_attn = False
-    # transformers' flash attention drops the ALiBi bias without a word, so it must stay refused here.
-    _supports_flash_attn = False
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": JinaCLIPTextLayer, "attentions": JinaCLIPTextAttention}
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$", r"^cls\."]
+
+    @property
+    def _supports_flash_attn(self) -> bool:
+        return self.config.position_embedding_type == "rotary"
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        if requested_attention in ALL_ATTENTION_FUNCTIONS:
+            refuse_flash_with_alibi(self.config, requested_attention)
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -278,5 +305,5 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
 
 def mean_pool(hidden_states: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
     """Mean of the real tokens, (batch, length, width) to (batch, width). A text without tokens gives zeros, not NaN."""
-    weights = padding[..., None].to(hidden_states.dtype)
+    weights = padding[..., None].to(hidden_states)
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)

@@ -19,7 +19,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_backends import ALL_ATTENTION_FUNCTIONS, nothing_to_attend
+from .attention_backends import ALL_ATTENTION_FUNCTIONS
 from .attention_functions import eager_attention_forward, is_short, short_attention
 from .configuration_jina_clip import JinaCLIPVisionConfig
 from .strict_loading import StrictLoadingMixin
@@ -160,8 +160,6 @@ class JinaCLIPVisionAttention(nn.Module):
         )
         if is_short(self.config._attn_implementation, query, dropout=0.0):
             attend = short_attention
-        if 0 in query.shape:
-            attend = nothing_to_attend
         context, weights = attend(
             self, query, key, heads_first(value), None, dropout=0.0, scaling=self.scaling, **kwargs
         )
@@ -307,8 +305,8 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
         grid = self._grid(pixel_values)
         rope = rope_tables(self.config, grid, pixel_values.device)
         patches = self.patch_embed(pixel_values.to(self.patch_embed.proj.weight.dtype))  # (B, N, W)
-        tokens = torch.cat([self.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1), patches], dim=1)
-        tokens = tokens + resize_position_embedding(self.pos_embed, grid)  # (B, 1+N, W)
+        tokens = torch.cat([self.cls_token.to(patches).expand(patches.shape[0], -1, -1), patches], dim=1)
+        tokens = tokens + resize_position_embedding(self.pos_embed, grid).to(patches.device)  # (B, 1+N, W)
         if self.training and self.patch_dropout > 0:
             tokens, rope = self._drop_patches(tokens, rope)
         rope = rope_with_cls(rope, attention_dtype(tokens))

@@ -1,9 +1,11 @@
 """Where the tokens of a batch of texts stand: ALiBi slopes, rotary tables, the additive bias, and packing."""
 
+import copy
 import math
 
 import torch
 
+from .attention_backends import ScoreMod, is_flash, refuse_flash_with_alibi, text_score_mod
 from .configuration_jina_clip import JinaCLIPTextConfig
 
 # A bias of (batch, heads, length, length) beyond this many elements is not kept: attention then runs over blocks of
@@ -32,8 +34,10 @@ class TextPositions:
     """Where the tokens of a batch stand, in the form that attention wants; one object for all layers.
 
     ALiBi models get ``-slope * distance`` on their scores, rotary ones turn queries and keys by ``rope``; padding is
-    hidden in both. ``whole`` is the additive bias (batch or 1, heads or 1, length, length) when it is small enough to
-    keep; otherwise each layer walks over ``blocks`` of query rows and asks for their ``bias``.
+    hidden in both. ``whole`` is what the backend takes as its mask for all rows at once: a change of scores for flex
+    attention, ``padding`` or None for flash attention, else an additive bias (batch, heads or 1, length or 1, length)
+    where that is small enough to keep. With ``in_blocks`` it is not: each layer then walks over ``blocks`` of query
+    rows and asks for their ``bias``.
 
     With ``packed`` the hidden states between attentions are those of the real tokens alone, (tokens, width): all
     linear layers, norms and activations then skip the padding. ``pad`` and ``pack`` go to and fro.
@@ -49,9 +53,35 @@ class TextPositions:
         alibi = config.position_embedding_type == "alibi"
         self.slopes = alibi_slopes(self.heads, padding.device) if alibi else None
         self.rope = None if alibi else text_rope(config, self.length, padding.device, dtype)
+        self.backend = config._attn_implementation
+        refuse_flash_with_alibi(config, self.backend)
         rows = MAX_BIAS_ELEMENTS // max(1, self.batch * self.heads * self.length)
         self.block_rows = max(1, min(self.length, rows))
-        self.whole = self.bias(slice(0, self.length)) if self.block_rows == self.length else None
+        # Flex and flash attention need no bias; eager attention has scores of that size even where the bias is small.
+        square = self.backend == "eager" or (alibi and self.backend != "flex_attention")
+        self.in_blocks = square and self.block_rows < self.length
+        self.whole = None if self.in_blocks else self._mask()
+
+    def _mask(self) -> torch.Tensor | ScoreMod | None:
+        if self.backend == "flex_attention":
+            return text_score_mod(self.padding, self.slopes)
+        if is_flash(self.backend):
+            # Asking for the values would break a graph that is being recorded.
+            return None if not torch.compiler.is_compiling() and self.padding.all() else self.padding
+        return self.bias(slice(0, self.length))
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "TextPositions":
+        """The same on another device: accelerate calls it where ``device_map`` puts layers on several."""
+        device = torch.device(device)
+        if device == self.padding.device:
+            return self
+        moved = copy.copy(self)
+        for name in ("padding", "tokens", "slopes"):
+            tensor = getattr(self, name)
+            setattr(moved, name, None if tensor is None else tensor.to(device, non_blocking=non_blocking))
+        moved.rope = self.rope and tuple(table.to(device, non_blocking=non_blocking) for table in self.rope)
+        moved.whole = None if self.in_blocks else moved._mask()
+        return moved
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """(batch, length, width) to (tokens, width) of the real tokens, when packed."""
