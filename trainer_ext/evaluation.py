@@ -199,6 +199,13 @@ class Embeddings:
     def __init__(self, vectors: Mapping[str | int, np.ndarray]) -> None:
         self.vectors = vectors
 
+    def truncated(self, dim: int) -> "Embeddings":
+        """The first ``dim`` components of each, as Matryoshka embeddings are used; ``of`` normalises them again."""
+        width = len(next(iter(self.vectors.values())))
+        if not 0 < dim <= width:
+            raise ValueError(f"truncate_dims holds {dim}, but the embeddings have {width} dimensions; use 1 to {width}")
+        return Embeddings({key: vector[:dim] for key, vector in self.vectors.items()})
+
     def of(self, items: Sequence[Item], where: str) -> np.ndarray:
         """(items, dim) unit vectors; refuses rows that are not finite or zero, and distinct items all alike."""
         keys = [_key(item) for item in items]
@@ -247,14 +254,24 @@ def encode_items(
 
 
 def evaluate(
-    encode_text: TextEncoder, encode_image: ImageEncoder, tasks: Sequence[Task], progress: bool = True
+    encode_text: TextEncoder,
+    encode_image: ImageEncoder,
+    tasks: Sequence[Task],
+    progress: bool = True,
+    truncate_dims: Sequence[int] = (),
 ) -> dict[str, float]:
     """Measure a model on tasks: ``evaluate(model.encode_text, model.encode_image, load_suite("openmoji"))``.
 
-    Returns flat names to fractions, ready for ``Trainer.log``. Vectors need not be normalised.
+    Returns flat names to fractions, ready for ``Trainer.log``. Vectors need not be normalised. All tasks are measured
+    again, without encoding again, on the first ``truncate_dims`` components: ``concepts_short@64/t2i_r5``.
     """
     embeddings = encode_items(encode_text, encode_image, (item for task in tasks for item in task.items), progress)
-    return {name: value for task in tasks for name, value in task.evaluate(embeddings).items()}
+    metrics = {name: value for task in tasks for name, value in task.evaluate(embeddings).items()}
+    for dim in truncate_dims:
+        shorter = embeddings.truncated(dim)
+        for task in tasks:
+            metrics |= {f"{task.name}@{dim}/{name.rpartition('/')[2]}": v for name, v in task.evaluate(shorter).items()}
+    return metrics
 
 
 def _key(item: Item) -> str | int:

@@ -19,8 +19,9 @@ queries, and no process holds the whole matrix. The result is the mean over the 
 
 **True pairs that are not own pairs.** ``query_ids`` and ``target_ids`` (int64, one per row) say what is the same:
 target j is true for query i when their queries have the same id (two captions of one image), or when their targets
-have (one text twice). Such an entry never counts as a negative; ``duplicates`` says whether it is left out ("mask")
-or shares the role of the positive ("positive": mean over all positives of -log softmax).
+have (one text twice), or when ``row_ids`` declares the two pairs to be the same. Such an entry never counts as a
+negative; ``duplicates`` says whether it is left out ("mask") or shares the role of the positive ("positive": mean over
+all positives of -log softmax).
 """
 
 import math
@@ -69,6 +70,7 @@ def info_nce(
     directions: Directions = "both",
     query_ids: Tensor | None = None,
     target_ids: Tensor | None = None,
+    row_ids: Tensor | None = None,
     duplicates: Duplicates = "mask",
     rows: slice | None = None,
     tile_size: int | None = None,
@@ -80,7 +82,8 @@ def info_nce(
         temperature: t, a positive number or a tensor of one element; a tensor gets its gradient.
         reduction: the "sum" of both directions, as the paper prints it, or their "mean", as CLIP has it.
         directions: "both", or one of "forward" (query to target) and "backward" alone.
-        query_ids: (k,) int64, equal for equal queries. target_ids: (k,) int64, equal for equal targets.
+        query_ids: (k,) int64, equal for equal queries. target_ids: (k,) int64, equal for equal targets. row_ids: (k,)
+            int64, equal for pairs that were declared to mean the same.
         duplicates: what becomes of true pairs that are not own pairs, see the top of the file.
         rows: the part of the global batch to answer for; all of it by default.
         tile_size: compute the matrix in tiles of this many rows and columns and never hold it. Same value and
@@ -93,7 +96,13 @@ def info_nce(
     (2.7726, 2.7726)
     """
     pairing = make_pairing(
-        queries, targets, query_ids=query_ids, target_ids=target_ids, duplicates=duplicates, rows=rows
+        queries,
+        targets,
+        query_ids=query_ids,
+        target_ids=target_ids,
+        row_ids=row_ids,
+        duplicates=duplicates,
+        rows=rows,
     )
     return _softmax_loss(queries, targets, None, temperature, pairing, reduction, directions, tile_size)
 
@@ -108,6 +117,7 @@ def info_nce_plus(
     directions: Directions = "both",
     query_ids: Tensor | None = None,
     target_ids: Tensor | None = None,
+    row_ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
     duplicates: Duplicates = "mask",
     rows: slice | None = None,
@@ -144,6 +154,7 @@ def info_nce_plus(
         positives,
         query_ids=query_ids,
         target_ids=target_ids,
+        row_ids=row_ids,
         negative_ids=negative_ids,
         duplicates=duplicates,
         rows=rows,

@@ -69,8 +69,8 @@ class JointObjective(nn.Module):
         text_temperature: of the text side: its fixed value, or where a trained one starts.
         tile_size: see ``losses.info_nce``.
         false_negatives: what becomes of another row's target that is true as well, because its text or image is in
-            the batch twice: it is left out ("mask"), shares the role of the own target ("positive"), or stays a
-            negative, as the paper's formula has it ("keep").
+            the batch twice or the rows have one ``id``: it is left out ("mask"), shares the role of the own target
+            ("positive"), or stays a negative, as the paper's formula has it ("keep").
         stages: whose losses may have parameters of their own. The image-text temperature is the model's.
         matryoshka: prefixes for every loss that says nothing else.
 
@@ -226,6 +226,8 @@ class JointObjective(nn.Module):
             return {}
         queries, targets = (gather_ids(batch[key], shard) for key in _IDS[name])
         options = {"duplicates": self.false_negatives, "query_ids": queries, "target_ids": targets}
+        if "row_ids" in batch:
+            options["row_ids"] = gather_ids(batch["row_ids"], shard)
         if side.loss == "info_nce_plus":
             own = batch["negative_ids"].reshape(shard.rows.stop - shard.rows.start, -1)
             options["negative_ids"] = gather_ids(own, shard)

@@ -64,6 +64,7 @@ def make_pairing(
     *,
     query_ids: Tensor | None,
     target_ids: Tensor | None,
+    row_ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
     duplicates: Duplicates,
     rows: slice | None,
@@ -90,8 +91,8 @@ def make_pairing(
             )
         return ids.to(queries.device)
 
-    kinds = [(name, ids) for name, ids in (("query_ids", query_ids), ("target_ids", target_ids)) if ids is not None]
-    all_ids = [checked(name, ids, len(queries)) for name, ids in kinds]
+    kinds = {"query_ids": query_ids, "row_ids": row_ids, "target_ids": target_ids}
+    all_ids = [checked(name, ids, len(queries)) for name, ids in kinds.items() if ids is not None]
     extra_ids = None
     if negative_ids is not None:
         if target_ids is None:

@@ -27,6 +27,7 @@ def siglip(
     *,
     query_ids: Tensor | None = None,
     target_ids: Tensor | None = None,
+    row_ids: Tensor | None = None,
     duplicates: Duplicates = "mask",
     rows: slice | None = None,
     tile_size: int | None = None,
@@ -45,7 +46,13 @@ def siglip(
     """
     check_tile_size(tile_size)
     pairing = make_pairing(
-        queries, targets, query_ids=query_ids, target_ids=target_ids, duplicates=duplicates, rows=rows
+        queries,
+        targets,
+        query_ids=query_ids,
+        target_ids=target_ids,
+        row_ids=row_ids,
+        duplicates=duplicates,
+        rows=rows,
     )
     with torch.autocast(device_type=queries.device.type, enabled=False):
         dtype = compute_dtype(queries, targets)

@@ -4,11 +4,13 @@ docs/losses.md explains every option with its equation.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PlainValidator, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 
 from trainer_ext.recipe_errors import Problem
 from trainer_ext.recipe_sources import Strict, Task
@@ -17,6 +19,7 @@ LossName = Literal["info_nce", "info_nce_plus", "siglip", "cosent"]
 SideName = Literal["image_text", "text"]
 Reduction = Literal["sum", "mean"]
 Directions = Literal["both", "forward", "backward"]
+Temperature = float | Literal["trained"]
 
 # Which task a side and its loss need; a pair that is not here does not exist.
 SIDE_TASK: dict[tuple[SideName, LossName], Task] = {
@@ -46,6 +49,15 @@ class Matryoshka(Strict):
     weights: list[PositiveFloat] | None = None
 
 
+def _temperature(value: Any) -> Temperature | None:
+    """One message for both kinds; pydantic would have one for each."""
+    if value is None or value == "trained":
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise PydanticCustomError("temperature", "must be a number above 0 or 'trained'")
+
+
 class SideLoss(Strict):
     """The objective of one half of a joint step.
 
@@ -55,7 +67,7 @@ class SideLoss(Strict):
 
     loss: LossName = "info_nce"
     weight: PositiveFloat = 1.0
-    temperature: PositiveFloat | Literal["trained"] | None = None
+    temperature: Annotated[Temperature | None, PlainValidator(_temperature)] = None
     reduction: Reduction = "sum"
     directions: Directions = "both"
     matryoshka: Matryoshka | None = None

@@ -139,6 +139,7 @@ def write_data(folder: Path) -> None:
             "positive": NUMBERS[1:],
             "negatives": [[f"not {NUMBERS[(i + k) % 10]}" for k in range(NEGATIVES)] for i in range(len(follows))],
         },
+        "scored": {"query": follows, "positive": NUMBERS[:-1], "score": [float(i % 4) for i in range(len(follows))]},
     }
     for name, columns in tables.items():
         table = datasets.Dataset.from_dict(columns)
@@ -151,14 +152,15 @@ def write_data(folder: Path) -> None:
 
 def write_recipe(folder: Path) -> Path:
     """The recipe file of the tiny run, beside its data."""
-    tasks = {"pictures": "image-text", "triplets": "triplet"}
+    tasks = {"pictures": "image-text", "triplets": "triplet", "scored": "scored-pair"}
     columns = {
         "image-text": {"image": "image", "caption": "caption"},
         "text-pair": {"query": "query", "positive": "positive"},
         "triplet": {"query": "query", "positive": "positive", "negatives": "negatives"},
+        "scored-pair": {"query": "query", "positive": "positive", "score": "score"},
     }
     sources = []
-    for name in ("pictures", "successors", "predecessors", "triplets"):
+    for name in ("pictures", "successors", "predecessors", "triplets", "scored"):
         task = tasks.get(name, "text-pair")
         location = str(folder / f"{name}.parquet")
         sources.append(
