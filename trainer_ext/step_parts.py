@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainer_ext.gradient_cache import split_rows
 from trainer_ext.objective import embed
 
-# Lengths that tensor cores like; and a compiled tower sees few of them.
+# Chunks are as wide as a multiple of it: tensor cores like that, and a compiled tower sees few widths.
 LENGTH_STEP = 8
 
 
@@ -43,23 +43,41 @@ class PartEmbedder:
         return pixels.to(torch.float32).div_(self._white).sub_(self._mean).div_(self._std)
 
 
-def chunks_of(part: Mapping[str, Tensor], size: int) -> tuple[list[dict[str, Tensor]], Tensor | None]:
-    """A part in chunks of ``size`` rows; texts sorted by length, each chunk cut to its own longest.
+def chunks_of(
+    parts: Mapping[str, Mapping[str, Tensor]], size: int
+) -> dict[str, tuple[list[dict[str, Tensor]], Tensor | None]]:
+    """The parts of a step in chunks of as much work as ``size`` rows of its longest text, or ``size`` pictures.
+
+    Texts are sorted by length, and each chunk is cut to its own longest; of short texts a chunk takes more rows. So
+    little padding is embedded, and a step has few chunks: each one adds its gradients to those of all weights.
 
     Returns:
-        the chunks; and for texts the order (rows,) that puts the chunks' rows back in their place: embeddings of the
-        chunks in a row, ``embeddings[order]``. None for pictures, which keep their order.
+        for each part its chunks; and for texts the order (rows,) that puts the chunks' rows back in their place:
+        embeddings of the chunks in a row, ``embeddings[order]``. None for pictures, which keep their order.
 
-    >>> mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
-    >>> chunks, order = chunks_of({"input_ids": mask * 7, "attention_mask": mask}, 2)
-    >>> chunks[0]["input_ids"].shape, order.tolist()
-    (torch.Size([2, 3]), [2, 0, 1])
+    >>> mask = (torch.arange(24) < torch.tensor([24, 2, 3])[:, None]).long()
+    >>> chunks, order = chunks_of({"query": {"input_ids": mask * 7, "attention_mask": mask}}, 1)["query"]
+    >>> [tuple(chunk["input_ids"].shape) for chunk in chunks], order.tolist()
+    ([(2, 8), (1, 24)], [2, 0, 1])
     """
-    if "attention_mask" not in part:
-        return split_rows(part, size), None
+    texts = [part["attention_mask"] for part in parts.values() if "attention_mask" in part]
+    budget = size * max((mask.shape[1] for mask in texts), default=0)
+    return {
+        name: _text_chunks(part, budget) if "attention_mask" in part else (split_rows(part, size), None)
+        for name, part in parts.items()
+    }
+
+
+def _text_chunks(part: Mapping[str, Tensor], budget: int) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Chunks of at most ``budget`` tokens, padding included, shortest texts first."""
     lengths = part["attention_mask"].sum(dim=1)
     order = lengths.argsort(stable=True)
-    chunks = split_rows({name: tensor[order] for name, tensor in part.items()}, size)
-    longest = [-(-int(chunk["attention_mask"].sum(dim=1).max()) // LENGTH_STEP) * LENGTH_STEP for chunk in chunks]
-    cut = [{name: x[:, :width] for name, x in chunk.items()} for chunk, width in zip(chunks, longest, strict=True)]
-    return cut, order.argsort()
+    steps = -(-lengths[order] // LENGTH_STEP) * LENGTH_STEP
+    widths = steps.clamp(max=part["attention_mask"].shape[1]).tolist()
+    chunks, start = [], 0
+    for end in range(1, len(widths) + 1):
+        if end == len(widths) or (end + 1 - start) * widths[end] > budget:
+            rows, width = order[start:end], widths[end - 1]
+            chunks.append({name: tensor[rows, :width] for name, tensor in part.items()})
+            start = end
+    return chunks, order.argsort()

@@ -33,26 +33,28 @@ def test_chunks_hold_every_row_once_and_come_back_in_order(size: int) -> None:
     lengths[4] = 21
     mask = (torch.arange(21) < lengths[:, None]).long()
     ids = torch.randint(4, 60, (10, 21), generator=generator) * mask
-    chunks, order = chunks_of({"input_ids": ids, "attention_mask": mask}, size)
-    assert [len(chunk["input_ids"]) for chunk in chunks] == [min(size, 10 - start) for start in range(0, 10, size)]
+    longer = {"input_ids": torch.full((2, 30), 5), "attention_mask": torch.ones(2, 30, dtype=torch.long)}
+    parts = {"query": {"input_ids": ids, "attention_mask": mask}, "positive": longer}
+    chunks, order = chunks_of(parts, size)["query"]
     padded = [nn.functional.pad(chunk["input_ids"], (0, 21 - chunk["input_ids"].shape[1])) for chunk in chunks]
     assert torch.equal(torch.cat(padded)[order], ids)
-    widths = [chunk["input_ids"].shape[1] for chunk in chunks]
-    longest = [int(chunk["attention_mask"].sum(1).max()) for chunk in chunks]
-    assert all(
-        need <= width < need + 8 and (width % 8 == 0 or width == 21)
-        for need, width in zip(longest, widths, strict=True)
-    )
+    for chunk in chunks:
+        width, need = chunk["input_ids"].shape[1], int(chunk["attention_mask"].sum(1).max())
+        assert need <= width < need + 8
+        assert width % 8 == 0 or width == 21
+        assert chunk["input_ids"].numel() <= size * 30  # the work of `size` rows of the step's longest text
+    assert len(chunks) < -(-10 // size) or size == 100  # fewer than by rows
     model = make_model(dropout=0.0).eval()
     embed = embedder(JinaCLIPImageProcessor(16))
     with torch.no_grad():
-        together = embed(model, {"input_ids": ids, "attention_mask": mask})
+        together = embed(model, parts["query"])
         apart = torch.cat([embed(model, chunk) for chunk in chunks])[order]
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
 
 
 def test_pictures_keep_their_order() -> None:
     pixels = torch.arange(5).view(5, 1, 1, 1)
-    chunks, order = chunks_of({"pixel_values": pixels}, 2)
+    chunks, order = chunks_of({"image": {"pixel_values": pixels}}, 2)["image"]
     assert order is None
+    assert [len(chunk["pixel_values"]) for chunk in chunks] == [2, 2, 1]
     assert torch.equal(torch.cat([chunk["pixel_values"] for chunk in chunks]), pixels)
