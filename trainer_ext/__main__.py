@@ -27,6 +27,7 @@ from trainer_ext.resources import find_resource
 from trainer_ext.run_folder import RunFolder
 from trainer_ext.stages import finished_stage
 from trainer_ext.trainer import JinaCLIPTrainer, NonFiniteError
+from trainer_ext.tuning import only_stage
 
 BEFORE_TRAINING = "before training"
 
@@ -68,6 +69,8 @@ class StageRecorder(TrainerCallback):
 def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     """Train a recipe from its beginning, or from where it was stopped, to the finished folder."""
     recipe = load_recipe(options.recipe, options.overrides)
+    if options.only_stage is not None:
+        recipe = only_stage(recipe, options.only_stage)
     arguments = training_arguments(recipe, options.output_dir)
     is_main = arguments.process_index == 0
     say = tqdm.write if is_main else _quiet
@@ -101,6 +104,10 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if is_main:
         folder.save_model(trainer.save_model)
+        if trainer.average is not None:
+            say(f"the averaged model is {folder.save_average(trainer.save_average)}")
+            if report is not None:
+                report.add("EMA", trainer.evaluate_fn(trainer.average.model, processor))
         if report is not None:
             finish_report(report, model, tasks)
         say(f"the finished model is {folder.path}")
@@ -134,6 +141,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("recipe", help="a recipe file, or the name of a packaged one, for example openmoji")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="for example stages.0.steps=12")
     parser.add_argument("--output_dir", required=True, help="folder of this run; must be new unless --resume is given")
+    parser.add_argument("--only_stage", metavar="NAME", help="train this stage alone, for example from a model folder")
     parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
     parser.add_argument("--allow_recipe_change", action="store_true", help="resume although the recipe has changed")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")

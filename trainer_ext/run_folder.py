@@ -3,7 +3,8 @@
 DIR/run.json            the recipe, the command, the versions and the commit the run was started with
 DIR/checkpoint-N/       what a resume needs
 DIR/stages/0-NAME/      the whole model as it was at the end of a stage
-DIR/config.json, ...    the finished model
+DIR/config.json, ...    the finished model; with LoRA also its adapter/
+DIR/ema/                the model with averaged weights, if the recipe has ema_decay
 """
 
 import importlib.metadata
@@ -95,8 +96,16 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         save(str(partial))
         for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+            if path.is_dir():
+                shutil.rmtree(self.path / path.name, ignore_errors=True)
             os.replace(path, self.path / path.name)
         partial.rmdir()
+
+    def save_average(self, save: Callable[[str], None]) -> Path:
+        """Keep the model with averaged weights, whole or not at all; ``save`` writes it into a folder."""
+        with whole_folder(self.path / "ema") as partial:
+            save(str(partial))
+        return self.path / "ema"
 
     def _refuse_foreign_files(self) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -273,6 +273,14 @@ class JinaCLIPTrainer(Trainer):
             keep_newest(run, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
+    def save_average(self, output_dir: str) -> None:
+        """Save the model with averaged weights as ``save_model`` saves the trained one."""
+        trained, self.model = self.model, self.average.model
+        try:
+            self.save_model(output_dir)
+        finally:
+            self.model = trained
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Model and processor, without the pickle of the arguments, which nobody reads back."""
         # A fast tokenizer keeps the length and padding of its last call, and would save them as its own.

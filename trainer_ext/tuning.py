@@ -11,8 +11,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from modeling_jina_clip import JinaCLIPModel
 from trainer_ext.model_parts import part_of, train_only
 from trainer_ext.optimization import stage_at
-from trainer_ext.recipe import Recipe
+from trainer_ext.recipe import Recipe, TokenizerSpec
 from trainer_ext.recipe_tuning import Part, part_names
+from trainer_ext.resources import find_resource, nearest
 
 
 def prepare_parts(model: JinaCLIPModel, recipe: Recipe) -> None:
@@ -61,3 +62,26 @@ class TuningCallback(TrainerCallback):
             train_only(model, self.recipe.trained_parts(stage))
         if stage.reset_optimizer and inner == 0:
             kwargs["optimizer"].state.clear()
+
+
+def only_stage(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of one of its stages by itself, from the first row of its sources on.
+
+    Meant to start from a model folder, whose tokenizer then takes the place of one that the recipe would train.
+
+    Raises:
+        ValueError: no such stage.
+
+    >>> from trainer_ext.recipe import load_recipe
+    >>> [stage.name for stage in only_stage(load_recipe("openmoji"), "long-captions").stages]
+    ['long-captions']
+    """
+    found = [stage for stage in recipe.stages if stage.name == name]
+    if not found:
+        close = nearest(name, [stage.name for stage in recipe.stages])
+        hint = f" Did you mean {close!r}?" if close else ""
+        raise ValueError(
+            f"{name!r} is no stage of recipe {recipe.name!r}.{hint} Stages: {', '.join(s.name for s in recipe.stages)}."
+        )
+    trained = isinstance(recipe.tokenizer, TokenizerSpec) and find_resource("models", recipe.model).is_dir()
+    return recipe.model_copy(update={"stages": found} | ({"tokenizer": None} if trained else {}))

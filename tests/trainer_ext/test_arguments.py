@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from trainer_ext.arguments import CONTRADICTIONS, SAID_ELSEWHERE, JinaCLIPTrainingArguments, training_arguments
@@ -44,3 +45,15 @@ def test_a_recipe_brings_its_training_section_and_seed(tiny_recipe: Path, tmp_pa
     arguments = training_arguments(recipe, tmp_path)
     assert (arguments.seed, arguments.max_grad_norm, arguments.tile_size) == (3, 0.5, 64)
     assert arguments.output_dir == str(tmp_path)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="says what a machine without an accelerator cannot do")
+def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fp16 needs a GPU.*use bf16"):
+        JinaCLIPTrainingArguments(output_dir=str(tmp_path), fp16=True)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.5])
+def test_a_decay_outside_its_range(tmp_path: Path, decay: float) -> None:
+    with pytest.raises(ValueError, match=f"ema_decay is {decay}; set a share between 0 and 1"):
+        JinaCLIPTrainingArguments(output_dir=str(tmp_path), ema_decay=decay)
