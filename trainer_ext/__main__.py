@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from trainer_ext.arguments import training_arguments
 from trainer_ext.baselines import bm25, chance
+from trainer_ext.data_broken import BrokenRows
 from trainer_ext.data_sources import load_sources
 from trainer_ext.evaluation import Task, evaluate
 from trainer_ext.evaluation_suites import load_suite, picture_task
@@ -77,8 +78,9 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     folder = RunFolder(options.output_dir, recipe, command)
     if is_main:
         folder.check(options.resume, options.allow_recipe_change)
+    broken = BrokenRows(None)
     with arguments.main_process_first(desc="reading the data"):
-        tables = load_sources(recipe.used_sources())
+        tables = load_sources(recipe.used_sources(), recipe.seed, broken)
         tasks = load_suite(recipe.evaluation.suite) if recipe.evaluation else []
     checkpoint = folder.last_checkpoint(say) if options.resume else None
     if checkpoint is not None:
@@ -94,6 +96,7 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         recipe=recipe,
         train_dataset=tables,
         processing_class=processor,
+        broken_rows=broken,
         evaluate_fn=partial(_measure, recipe, tasks) if tasks else None,
     )
     start = find_resource("models", recipe.model)
@@ -109,6 +112,7 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
             if report is not None:
                 report.add("EMA", trainer.evaluate_fn(trainer.average.model, processor))
         if report is not None:
+            report.shares = trainer.source_record.shares()
             finish_report(report, model, tasks)
         say(f"the finished model is {folder.path}")
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer_ext.augmentation import random_resized_crop
 from trainer_ext.data_mixing import Row
 from trainer_ext.recipe import Stage
 
@@ -18,6 +19,7 @@ class JointCollator:
     Args:
         processor: has ``tokenizer``, called as in transformers, and ``image_processor`` with its ``fitted``.
         stages: the recipe's stages; the rows' keys say which one a batch belongs to.
+        seed: decides random crops, together with a row's source, epoch and number.
 
     Returns (by a call):
         ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
@@ -33,9 +35,10 @@ class JointCollator:
         the same source). They show which candidates of a batch are no true negatives.
     """
 
-    def __init__(self, processor: Any, stages: Sequence[Stage]) -> None:
+    def __init__(self, processor: Any, stages: Sequence[Stage], seed: int = 0) -> None:
         self._processor = processor
         self._stages = list(stages)
+        self._seed = seed
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         number = rows[0]["key"].stage
@@ -51,7 +54,7 @@ class JointCollator:
     def _image_text(self, rows: Sequence[Row], stage: Stage) -> dict[str, torch.Tensor]:
         size = {} if stage.image_size is None else {"size": stage.image_size}
         captions = [row["caption"] for row in rows]
-        pixels = self._processor.image_processor.fitted([row["image"] for row in rows], **size)
+        pixels = self._processor.image_processor.fitted([self._picture(row, stage) for row in rows], **size)
         images = [_image_label(row) for row in rows]
         return {
             "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
@@ -59,6 +62,15 @@ class JointCollator:
             "image_ids": stable_ids(images),
             "text_ids": stable_ids(captions),
         }
+
+    def _picture(self, row: Row, stage: Stage) -> Any:
+        if stage.random_resized_crop is None:
+            return row["image"]
+        key = row["key"]
+        label = hashlib.blake2b(f"{self._seed}/{key.source}/{key.epoch}/{key.index}/crop".encode(), digest_size=8)
+        generator = np.random.default_rng(int.from_bytes(label.digest()))
+        size = stage.image_size or self._processor.image_processor.size
+        return random_resized_crop(row["image"], size, tuple(stage.random_resized_crop), generator)
 
     def _text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
         columns = {"query": [row["query"] for row in rows], "positive": [row["positive"] for row in rows]}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from trainer_ext.recipe_errors import Problem
 from trainer_ext.resources import nearest
@@ -23,6 +23,16 @@ TASK_COLUMNS: dict[Task, tuple[frozenset[str], frozenset[str]]] = {
 PROMPTED = ("caption", "query", "positive")
 # Rows that a streaming source holds in memory to shuffle them, where the recipe does not say.
 SHUFFLE_BUFFER = 10_000
+
+
+def _in_order(scale: list[float]) -> list[float]:
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"{scale} is no range of areas: expected two shares such as [0.9, 1.0]")
+    return scale
+
+
+# Smallest and largest share of a picture's area that a random crop keeps, as open_clip's ``scale``.
+CropScale = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 
 
 class Strict(BaseModel):
@@ -70,6 +80,17 @@ def source_problems(sources: Sequence[Source]) -> Iterator[Problem]:
         first.setdefault(source.name, position)
         for path, message in (*_column_problems(source), *_prompt_problems(source), *_format_problems(source)):
             yield f"{place}.{path}", message
+
+
+def shares_problem(sources: Sequence[Source], names: Sequence[str], alpha: float) -> str | None:
+    """Why the shares of a side's sources cannot be told: a streaming one among several, and sizes that should count."""
+    streaming = [source.name for source in sources if source.streaming and source.name in names]
+    if not streaming or len(names) == 1 or alpha == 0:
+        return None
+    return (
+        f"must be 0, got {alpha}: nobody knows how many rows {', '.join(streaming)} has, because it is streaming."
+        " Set it to 0 and give every source of this side its share by weight."
+    )
 
 
 def _column_problems(source: Source) -> Iterator[Problem]:
