@@ -132,6 +132,13 @@ def test_ids_show_equal_texts_and_equal_images(processor: JinaCLIPProcessor) -> 
     assert text["query_ids"][0] == captions[1]  # one name space for all texts
 
 
+def test_ids_of_text_rows_declare_duplicates(processor: JinaCLIPProcessor) -> None:
+    rows = [pair_row(n, words(n + 1), words(n + 2), id=name) for n, name in enumerate([7, "8", "7"])]
+    ids = JointCollator(processor, stages())(rows)["text"]["row_ids"]
+    assert (ids[0] == ids[2], ids[0] == ids[1], ids.dtype) == (True, False, torch.int64)
+    assert "row_ids" not in JointCollator(processor, stages())([pair_row(0, "a", "b")])["text"]
+
+
 def test_images_without_ids_are_themselves(processor: JinaCLIPProcessor) -> None:
     rows = [image_row(index, "a") for index in (0, 1, 0)]
     ids = JointCollator(processor, stages())(rows)["image_text"]["image_ids"]

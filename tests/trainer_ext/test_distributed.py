@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from trainer_ext.distributed import Shard, gather_ids, gather_with_grad, shard_of
+from trainer_ext.distributed import Shard, gather_ids, gather_with_grad, replicated, shard_of
 from trainer_ext.gradient_cache import Side, cached_embeddings
 from trainer_ext.losses import clamped_temperature, cosent, info_nce, info_nce_plus, matryoshka, siglip
 
@@ -210,6 +210,9 @@ def worker(rank: int, folder: Path) -> None:
     results["fsdp"] = compare_fsdp(rank)
     results["train"] = train(embed_in_one_pass, rank)
     results["train cached"] = train(embed_through_cache, rank)
+    own = torch.tensor(2.0, requires_grad=True)
+    (replicated(own) * (rank + 1)).backward()
+    results["replicated"] = {"gradient": own.grad.item()}
     half = gather_with_grad(torch.full((2 - rank, 1), float(rank), dtype=torch.bfloat16))
     results["dtypes"] = {"half": str(half.dtype), "rows": half.flatten().tolist()}
     (folder / f"{rank}.json").write_text(json.dumps(results))
@@ -256,6 +259,10 @@ def test_training_gives_the_same_weights(results: list[dict], case: str) -> None
         assert results[rank][case]["weights"] < 1e-6
 
 
+def test_parameters_of_the_loss_get_the_mean_of_their_gradients(results: list[dict]) -> None:
+    assert [found["replicated"]["gradient"] for found in results] == [1.5, 1.5]
+
+
 def test_order_and_type_of_gathered_rows(results: list[dict]) -> None:
     assert results[0]["dtypes"] == results[1]["dtypes"] == {"half": "torch.bfloat16", "rows": [0.0, 0.0, 1.0]}
 
@@ -264,6 +271,7 @@ def test_identity_without_a_process_group() -> None:
     x, ids = torch.ones(3, 2, requires_grad=True), torch.arange(3)
     assert gather_with_grad(x) is x
     assert gather_ids(ids) is ids
+    assert replicated(x) is x
     assert shard_of(x) == Shard((3,), 0)
     assert (shard_of(x).rows, shard_of(x).weight) == (slice(0, 3), 1.0)
 

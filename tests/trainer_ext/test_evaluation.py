@@ -43,6 +43,25 @@ def test_a_perfect_model_scores_one_in_both_directions():
     assert metrics == {f"colors/{way}_r{k}": 1.0 for way in ("t2i", "i2t") for k in (1, 5)}
 
 
+def test_truncated_embeddings_are_measured_as_if_encoded_short():
+    pairs = [(str(place), str(place + 9)) for place in range(9)]
+    vectors = {text: np.random.default_rng(place).normal(size=6) for place, pair in enumerate(pairs) for text in pair}
+    tasks = [text_task("words", pairs), HardNegativeTask("hard", ["0", "1"], ["9", "10"], [["11"], ["12"]])]
+
+    def short(dim):
+        return lambda texts: np.stack([vectors[text][:dim] + 0.1 * (text > "5") for text in texts])
+
+    found = evaluate(short(6), encode_image, tasks, progress=False, truncate_dims=[2, 6])
+    expected = evaluate(short(2), encode_image, tasks, progress=False)
+    assert {name.replace("@2", ""): value for name, value in found.items() if "@2/" in name} == expected
+    assert {name.replace("@6", ""): value for name, value in found.items() if "@6/" in name} == {
+        name: value for name, value in found.items() if "@" not in name
+    }
+    assert expected != {name: value for name, value in found.items() if "@" not in name}
+    with pytest.raises(ValueError, match="truncate_dims holds 7, but the embeddings have 6 dimensions"):
+        evaluate(short(6), encode_image, tasks, progress=False, truncate_dims=[7])
+
+
 def test_an_image_may_have_several_captions_and_a_caption_several_images():
     to_images, to_texts = image_text_tasks(
         "shared", [picture("red"), picture("red"), picture("blue")], [["red", "red dot"], ["red"], ["blue"]]

@@ -53,6 +53,7 @@ IDS = {
     "queries": {"query_ids": [0, 1, 0, 2, 3, 0, 4]},
     "targets": {"target_ids": [5, 6, 7, 6, 8, 9, 10]},
     "both": {"query_ids": [0, 1, 0, 2, 3, 0, 4], "target_ids": [5, 6, 7, 6, 8, 9, -1]},
+    "declared": {"row_ids": [0, 1, 2, 3, 1, 4, 5], "target_ids": [5, 6, 7, 6, 8, 9, -1]},
 }
 
 
