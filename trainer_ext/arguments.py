@@ -4,12 +4,14 @@ What changes from stage to stage (steps, learning rate, warm-up, batch sizes) li
 ``SAID_ELSEWHERE`` lists the arguments of the same meaning. ``JinaCLIPTrainer`` sets those that the base class reads.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import strtobool
 
 from trainer_ext.objective import FalseNegatives
 from trainer_ext.recipe import Recipe
@@ -30,11 +32,17 @@ SAID_ELSEWHERE = {
     "train_sampling_strategy": "the recipe's sources and their weights",
     "eval_on_start": "`evaluation`, which always measures before training and after each stage",
 }
+# accelerate would ignore it on a CPU without a word, and on a GPU torch stops at the scalar.
+_NO_FSDP = (
+    "FSDP2 shards no scalar parameters, and the published model has one (logit_scale); use several processes without "
+    "it (DDP), and gradient_cache_chunk_size, with which a step needs the memory of one chunk"
+)
 # Arguments of the base class that contradict what this trainer promises, and why.
 CONTRADICTIONS = {
     "load_best_model_at_end": "a later stage's model would be thrown away; every stage's model is kept in stages/",
     "save_only_model": "a run could not be resumed; delete the checkpoints after the run instead",
     "ignore_data_skip": "a resumed run would see other batches than an uninterrupted one",
+    "fsdp": _NO_FSDP,
 }
 
 
@@ -94,6 +102,8 @@ class JinaCLIPTrainingArguments(TrainingArguments):
         for name, reason in CONTRADICTIONS.items():
             if getattr(self, name):
                 raise ValueError(f"{name} cannot be used: {reason}")
+        if strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
+            raise ValueError(f"`accelerate launch` was told to use FSDP, which cannot be used: {_NO_FSDP}")
         choices = get_args(FalseNegatives)
         if self.false_negatives not in choices:
             raise ValueError(f"false_negatives is {self.false_negatives!r}; use one of {', '.join(choices)}")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tests.trainer_ext.own_process import in_two_processes, noisy_evaluation, train_rank, train_until_killed
 from tests.trainer_ext.tiny_run import RunFactory, entries_of, trained
 from trainer_ext.checkpoints import last_whole_checkpoint
+from trainer_ext.recipe_errors import RecipeError
 
 # No dropout: two processes draw other random numbers than one. Steps of size 1e-3, a thousand times the tolerance.
 QUIET = ["stages.0.patch_dropout=0.0", "stages.1.patch_dropout=0.0", "save_steps=8"] + [
@@ -41,6 +42,16 @@ def test_two_processes_equal_one(make_trainer: RunFactory, tmp_path: Path, extra
     stored = load_file(tmp_path / "two" / "checkpoint-8" / "model.safetensors")
     for name, value in one.model.state_dict().items():
         torch.testing.assert_close(stored[name], value, rtol=0.0, atol=1e-6)
+
+
+def test_sharded_parameters_are_refused(
+    make_trainer: RunFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RecipeError, match=r"fsdp: .*FSDP2 shards no scalar.*logit_scale.*gradient_cache_chunk_size"):
+        make_trainer(tmp_path, "fsdp=true")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"`accelerate launch` was told to use FSDP.*logit_scale"):
+        make_trainer(tmp_path)
 
 
 @pytest.mark.slow
