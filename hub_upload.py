@@ -1,6 +1,7 @@
 """Build, verify and push a model folder that anyone can load from the Hub, without this package.
 
     python hub_upload.py build CHECKPOINT OUT          # a trained model -> a complete folder with a model card
+    python hub_upload.py build CHECKPOINT OUT --onnx   # with both towers as ONNX graphs
     python hub_upload.py verify OUT                    # loads it in a fresh interpreter and compares the embeddings
     python hub_upload.py push OUT --repo_id me/model   # uploads exactly what was verified
 
@@ -28,9 +29,12 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("out", help="the new folder")
     step.add_argument("--max_shard_size", default="5GB", help="split weights above this size (default 5GB)")
     step.add_argument("--license", default="apache-2.0", help="licence of the weights (default apache-2.0)")
+    step.add_argument("--onnx", action="store_true", help="export both towers to ONNX, too")
     step = steps.add_parser("verify", help="load the folder in a fresh interpreter and compare")
     step.add_argument("out")
-    step.add_argument("--python", default=sys.executable, help="interpreter to load it with (default: this one)")
+    step.add_argument(
+        "--python", action="append", help="interpreter to load it with, may be repeated (default: this one)"
+    )
     step = steps.add_parser("push", help="upload a verified folder")
     step.add_argument("out")
     step.add_argument("--repo_id", required=True, help="name/model")
@@ -45,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one step. Exit codes: 0 done, 1 verification found a difference, 2 bad input or no connection."""
     options = vars(parser().parse_args(arguments))
     step = {"build": build, "verify": verify, "push": push}[options.pop("step")]
+    if step is verify:
+        options["python"] = options["python"] or sys.executable
     try:
         result = step(**options)
     except (HubFolderError, OSError) as error:

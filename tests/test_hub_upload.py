@@ -291,6 +291,10 @@ def test_other_vectors_elsewhere_are_a_failure(
     assert not (folder / STAMP).exists()
     python.write_text("#!/bin/sh\necho 'ImportError: too old' >&2\nexit 1\n")
     assert verify(folder, python=python) == [f"{python} exited with 1:\nImportError: too old"]
+    near = os.path.relpath(python)
+    assert verify(folder, python=[near, python]) == [
+        f"{name} exited with 1:\nImportError: too old" for name in (near, python)
+    ]
 
 
 def write_answer(place: Path, folder: Path, error: float) -> Path:

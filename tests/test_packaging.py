@@ -134,7 +134,7 @@ def extras_of(path: Path) -> list[str]:
     if path.name == "custom_st.py":
         return ["st"]
     if path.name == "hub_upload.py" or path.is_relative_to(ROOT / "trainer_ext" / "hub_folder"):
-        return ["hub"]
+        return ["hub", "onnx"]
     return ["train", "demo", "peft"] if path.is_relative_to(ROOT / "trainer_ext") else []
 
 

@@ -1,8 +1,9 @@
 """Build, verify and push a model folder for the Hub: what the command line ``hub_upload.py`` runs.
 
 From the foundation up: ``errors``, ``probe`` (also the program of the fresh interpreter), ``installed`` (the model
-package and its checkpoints), ``folder`` (contents and manifest), ``card``, and the three steps ``build``, ``verify``,
-``push``. Of ours they see the face of ``modeling_jina_clip`` alone, and no other part of ``trainer_ext`` sees them.
+package and its checkpoints), ``onnx_export``, ``folder`` (contents and manifest), ``card``, and the three steps
+``build``, ``verify``, ``push``. Of ours they see the face of ``modeling_jina_clip`` alone, and no other part of
+``trainer_ext`` sees them.
 
 Libraries that take seconds to import are imported where they are used: wrong arguments are answered at once.
 """

@@ -8,9 +8,17 @@ from .card import card_text
 from .errors import HubFolderError
 from .folder import REQUIREMENTS, manifest_differences, write_json, write_manifest
 from .installed import load_checkpoint, remote_code
+from .onnx_export import export_onnx, need_libraries
 
 
-def build(checkpoint: str | Path, out: str | Path, *, max_shard_size: str = "5GB", license: str = "apache-2.0") -> Path:
+def build(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    max_shard_size: str = "5GB",
+    license: str = "apache-2.0",
+    onnx: bool = False,
+) -> Path:
     """Turn a trained model into a folder for the Hub, and return its path.
 
     Args:
@@ -19,14 +27,18 @@ def build(checkpoint: str | Path, out: str | Path, *, max_shard_size: str = "5GB
         out: the new folder. An older one that ``build`` wrote is replaced; anything else is refused.
         max_shard_size: weights above this size are split over several files.
         license: the licence of the weights, as the Hub spells it.
+        onnx: export both towers to ONNX, too.
 
     Raises:
-        HubFolderError: no safe, complete, finite weights, a secret in a file, or ``out`` holds something else.
+        HubFolderError: no safe, complete, finite weights, a secret in a file, no library for ONNX, or ``out`` holds
+            something else.
     """
     checkpoint, out = Path(checkpoint).resolve(), Path(out).resolve()
     _refuse_target(out)
+    if onnx:
+        need_libraries()
     model, processor = load_checkpoint(checkpoint)
-    card = card_text(model, processor, out.name, checkpoint, license)
+    card = card_text(model, processor, out.name, checkpoint, license, onnx)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -37,6 +49,8 @@ def build(checkpoint: str | Path, out: str | Path, *, max_shard_size: str = "5GB
         for path in remote_code():
             shutil.copyfile(path, partial / path.name)
         _write_sentence_transformers_files(partial, model.config.truncate_dim)
+        if onnx:
+            export_onnx(model, partial)
         if (checkpoint / "metrics.json").is_file():
             shutil.copyfile(checkpoint / "metrics.json", partial / "metrics.json")
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -46,7 +46,7 @@ texts = model.encode_text(["a red circle", "a green square"])
 images = model.encode_image([Image.open("photo.jpg")])
 scores = texts @ images.T
 ```
-
+{onnx}
 `trust_remote_code` runs the `.py` files of this repository and of no other. Read them, and pin what you read with
 `revision="COMMIT"`. The weights are safetensors; `{manifest}` lists the sha256 of every file.
 
@@ -80,6 +80,33 @@ Weights: {license}. Code (`*.py`): Apache-2.0. Training data keep the licences o
 """
 
 
+ONNX = """
+With onnxruntime (`pip install onnxruntime`); batch and length are free, the vectors have unit length:
+
+```python
+import onnxruntime
+from huggingface_hub import snapshot_download
+from PIL import Image
+from transformers import AutoProcessor
+
+folder = snapshot_download("{repo_id}")
+text_model = onnxruntime.InferenceSession(f"{folder}/onnx/text_model.onnx")
+vision_model = onnxruntime.InferenceSession(f"{folder}/onnx/vision_model.onnx")
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+photo, captions = Image.open("photo.jpg"), ["a red circle", "a green square"]
+inputs = processor(text=captions, images=photo, padding=True, return_tensors="np")
+[texts] = text_model.run(None, {name: inputs[name] for name in ("input_ids", "attention_mask")})
+[images] = vision_model.run(None, {"pixel_values": inputs["pixel_values"]})
+scores = texts @ images.T
+```
+"""
+
+
+def card_snippets(repo_id: str, onnx: bool) -> list[str]:
+    """The programs that this package writes into a card."""
+    return snippets((CARD + (ONNX if onnx else "")).replace("{repo_id}", repo_id))
+
+
 def snippets(text: str) -> list[str]:
     """The Python programs shown in a Markdown text, in their order.
 
@@ -89,7 +116,7 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def card_text(model: Any, processor: Any, title: str, checkpoint: Path, license: str) -> str:
+def card_text(model: Any, processor: Any, title: str, checkpoint: Path, license: str, onnx: bool) -> str:
     """The model card: the template above, filled from the model and from what the trainer measured and recorded."""
     from huggingface_hub import ModelCardData
 
@@ -109,7 +136,8 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, license:
         language="en",
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=["jina-clip", "clip", "sentence-transformers", "image-text-retrieval", "zero-shot-image-classification"],
+        tags=["jina-clip", "clip", "sentence-transformers", "image-text-retrieval", "zero-shot-image-classification"]
+        + ["onnx"] * onnx,
         eval_results=evaluations,
     )
     return CARD.format(
@@ -117,6 +145,7 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, license:
         title=title,
         repo_id=PLACEHOLDER,
         manifest=MANIFEST,
+        onnx=ONNX.replace("{repo_id}", PLACEHOLDER) if onnx else "",
         parameters=model.num_parameters(),
         dimension=model.config.projection_dim,
         image_size=processor.image_processor.size,

@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import HubFolderError
 from .installed import model_package
+from .onnx_export import WEIGHTS_SUFFIX
 from .probe import versions
 
 MANIFEST, STAMP, FORMAT = "manifest.json", ".verified.json", "jina-clip-hub-folder/1"
@@ -30,7 +31,8 @@ SECRETS = re.compile(
 def folder_files(folder: Path) -> dict[str, Path]:
     """Every file by its name on the Hub, without manifest and stamp. Refuses links, pickles and secrets.
 
-    Of weights only the header is searched for secrets: it is the one part of a safetensors file that is text.
+    Of weights only the header is searched for secrets: it is the one part of a safetensors file that is text. The
+    weights of an ONNX graph have none, they are numbers and nothing else.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -46,6 +48,8 @@ def folder_files(folder: Path) -> dict[str, Path]:
 
 
 def _refuse_unsafe(name: str, path: Path) -> None:
+    if name.endswith(WEIGHTS_SUFFIX):
+        return
     with path.open("rb") as stream:
         content = stream.read(8)
         is_weights = path.suffix == ".safetensors"

@@ -35,6 +35,24 @@ def embed_probe(model: Any, processor: Any) -> dict[str, Any]:
     return found | {"encode_text": model.encode_text(texts), "encode_image": model.encode_image(images)}
 
 
+def embed_by_onnx(folder: Path, processor: Any) -> dict[str, Any]:
+    """The same by the ONNX graphs of the folder, in one padded batch and one by one."""
+    import numpy as np
+    import onnxruntime
+
+    texts, images = probe_inputs()
+    found = {}
+    for tower, argument, items in (("text", "text", texts), ("vision", "images", images)):
+        session = onnxruntime.InferenceSession(folder / "onnx" / f"{tower}_model.onnx")
+        for way, batches in (("one batch", [items]), ("one by one", [[item] for item in items])):
+            rows = []
+            for batch in batches:
+                inputs = processor(**{argument: batch}, padding=True, return_tensors="np")
+                rows.append(session.run(None, {wanted.name: inputs[wanted.name] for wanted in session.get_inputs()})[0])
+            found[f"onnxruntime, {way}/{'texts' if tower == 'text' else 'images'}"] = np.concatenate(rows)
+    return found
+
+
 def probe_inputs() -> tuple[list[str], list[Any]]:
     """Texts of several lengths, two that look like an address and a file; images of several modes and shapes."""
     from PIL import Image
@@ -100,6 +118,10 @@ def probe(folder: Path, snippets: Path, reply: Path) -> None:
     classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu", **exact)
     chances = {answer["label"]: answer["score"] for answer in classify(images[0], texts, hypothesis_template="{}")}
     arrays["zero-shot-image-classification/probabilities"] = np.array([chances[text] for text in texts])
+    found_versions = versions()
+    if (folder / "onnx").is_dir():
+        arrays |= embed_by_onnx(folder, processor)
+        found_versions["onnxruntime"] = importlib.metadata.version("onnxruntime")
     np.savez(reply / "arrays.npz", **arrays)
 
     for source in json.loads(snippets.read_text(encoding="utf-8")):
@@ -109,7 +131,7 @@ def probe(folder: Path, snippets: Path, reply: Path) -> None:
             raise ValueError(f"a snippet of the card gives scores that are not finite:\n{source}")
     loaded = [AutoConfig.from_pretrained(folder, **trusted), model, processor, parts[0], encoder[0], classify.model]
     classes = sorted({type(item).__module__ for item in loaded})
-    facts = json.dumps({"classes": classes, "versions": versions()})
+    facts = json.dumps({"classes": classes, "versions": found_versions})
     (reply / "facts.json").write_text(facts, encoding="utf-8")
 
 
