@@ -213,8 +213,19 @@ def test_a_broken_image_is_named_in_one_line(
     assert "cannot be decoded" in message
 
 
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    # accelerate's own name for several processes on one machine; without a GPU they meet through gloo.
+    "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+                          "--mixed_precision=no", "--dynamo_backend=no"],
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_torchrun_ends_in_the_same_folder(finished: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS.keys())
+def test_launchers_end_in_the_same_folder(
+    finished: Path, tiny_recipe: Path, tmp_path: Path, launcher: list[str]
+) -> None:
     """Two processes by the real launcher: one writes, and dropout off, the weights are those of one process."""
     quiet = [f"stages.{stage}.patch_dropout=0.0" for stage in range(3)] + [
         f"stages.{stage}.learning_rate=1e-3" for stage in range(3)
@@ -224,8 +235,8 @@ def test_torchrun_ends_in_the_same_folder(finished: Path, tiny_recipe: Path, tmp
     (tmp_path / "model.json").write_text(json.dumps(preset))
     overrides = [*quiet, f"model={tmp_path / 'model.json'}"]
     assert main([str(tiny_recipe), "--output_dir", str(tmp_path / "one"), *overrides]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, "-m", "trainer_ext", str(tiny_recipe), "--output_dir", str(tmp_path / "two"), *overrides]
+    start = [sys.executable, "-m", *launcher]
+    command = [*start, "-m", "trainer_ext", str(tiny_recipe), "--output_dir", str(tmp_path / "two"), *overrides]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
