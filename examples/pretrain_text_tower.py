@@ -12,6 +12,7 @@ import random
 import sys
 from pathlib import Path
 
+import torch
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, set_seed
 
 from modeling_jina_clip import JinaCLIPTextForMaskedLM
@@ -70,8 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
             lr_scheduler_type="cosine",
             weight_decay=0.01,
             bf16=options.bf16,
+            use_cpu=not torch.accelerator.is_available(),  # said, or mixed precision would be refused there
             logging_steps=max(1, options.steps // 20),
             save_strategy="no",
+            prediction_loss_only=True,  # or the logits of all held-out texts would be kept
             report_to=[],
             seed=recipe.seed,
         ),

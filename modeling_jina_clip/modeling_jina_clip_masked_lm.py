@@ -21,6 +21,8 @@ from .tower_initialization import InitializationReport, initialize_masked_lm
 
 # isort: split
 # Old versions of transformers (5.5) copy only the files that this one imports itself; see modeling_jina_clip.py.
+from .attention_backends import flex_attention_forward as flex_attention_forward
+from .attention_functions import short_attention as short_attention
 from .checkpoint_keys import Rule as Rule
 from .modeling_jina_clip_vision import resize_position_embedding as resize_position_embedding
 from .strict_loading import StrictLoadingMixin as StrictLoadingMixin

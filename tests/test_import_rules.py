@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 import modeling_jina_clip
 from tests.source_imports import ROOT, files_of, imports_of, named, package_of
@@ -118,6 +118,13 @@ def test_remote_code_is_exactly_the_folder() -> None:
         }
         todo |= {target for target in found if target.name not in reached}
     assert reached == {path.name for path in MODEL.glob("*.py")} - {"__init__.py"}
+
+
+@pytest.mark.parametrize("path", named(sorted(entry_files())))
+def test_entry_files_name_all_they_lead_to(path: Path) -> None:
+    """Of a local folder transformers 5.5 copies what the entry file imports, and not what those import in turn."""
+    reached = {Path(name).stem for name in get_relative_import_files(str(path))}
+    assert reached - {path.stem} <= set(get_relative_imports(path))
 
 
 def test_loader_sees_the_same_imports_as_python() -> None:

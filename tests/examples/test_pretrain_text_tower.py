@@ -38,7 +38,9 @@ def tower(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "tower"
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        pretrain_text_tower.main([str(recipe), str(out), "--steps=60", "--batch_size=8", "--learning_rate=5e-3"])
+        pretrain_text_tower.main(
+            [str(recipe), str(out), "--steps=60", "--batch_size=8", "--learning_rate=5e-3", "--bf16"]
+        )
     found = re.search(r"held-out texts: ([\d.]+) before, ([\d.]+) after", said.getvalue())
     before, after = map(float, found.groups())
     assert before == pytest.approx(4.6, abs=0.5)  # about ln(vocabulary)
