@@ -40,12 +40,12 @@ def flex_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: ScoreMod | None,
+    attention_mask: tuple[torch.Tensor, torch.Tensor | None] | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, None]:
-    """Flex attention (arXiv 2412.05496) whose ``attention_mask`` is a function of score and place.
+    """Flex attention (arXiv 2412.05496); ``attention_mask`` holds the arguments of ``text_score_mod``, or is None.
 
     transformers' own takes the bias as a tensor, which is the (heads, length, length) that flex attention is there to
     avoid. Raises ``ValueError`` for what torch's kernel cannot do: dropout, and gradients on a CPU.
@@ -61,11 +61,13 @@ def flex_attention_forward(
             "torch's flex_attention has no gradient on a CPU: run it under torch.no_grad(), on a GPU, or with "
             'attn_implementation="sdpa"'
         )
+    # Made here: torch.compile cannot hand a function made further out to the kernel's own graph.
+    score_mod = None if attention_mask is None else text_score_mod(*attention_mask)
     if on_cpu:  # unfused outside torch.compile, which is right and needs no C++ compiler
-        context = flex_attention(query, key, value, score_mod=attention_mask, scale=scaling)
+        context = flex_attention(query, key, value, score_mod=score_mod, scale=scaling)
     else:
         context = compile_friendly_flex_attention(
-            query, key, value, training=module.training, score_mod=attention_mask, scale=scaling
+            query, key, value, training=module.training, score_mod=score_mod, scale=scaling
         )
     return context.transpose(1, 2), None  # (B, rows, H, D)
 

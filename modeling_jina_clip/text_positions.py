@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from .attention_backends import ScoreMod, is_flash, refuse_flash_with_alibi, text_score_mod
+from .attention_backends import is_flash, refuse_flash_with_alibi
 from .configuration_jina_clip import JinaCLIPTextConfig
 
 # A bias of (batch, heads, length, length) beyond this many elements is not kept: attention then runs over blocks of
@@ -34,7 +34,7 @@ class TextPositions:
     """Where the tokens of a batch stand, in the form that attention wants; one object for all layers.
 
     ALiBi models get ``-slope * distance`` on their scores, rotary ones turn queries and keys by ``rope``; padding is
-    hidden in both. ``whole`` is what the backend takes as its mask for all rows at once: a change of scores for flex
+    hidden in both. ``whole`` is what the backend takes as its mask for all rows at once: padding and slopes for flex
     attention, ``padding`` or None for flash attention, else an additive bias (batch, heads or 1, length or 1, length)
     where that is small enough to keep. With ``in_blocks`` it is not: each layer then walks over ``blocks`` of query
     rows and asks for their ``bias``.
@@ -62,9 +62,9 @@ class TextPositions:
         self.in_blocks = square and self.block_rows < self.length
         self.whole = None if self.in_blocks else self._mask()
 
-    def _mask(self) -> torch.Tensor | ScoreMod | None:
+    def _mask(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None] | None:
         if self.backend == "flex_attention":
-            return text_score_mod(self.padding, self.slopes)
+            return self.padding, self.slopes
         if is_flash(self.backend):
             # Asking for the values would break a graph that is being recorded.
             return None if not torch.compiler.is_compiling() and self.padding.all() else self.padding

@@ -17,7 +17,7 @@ from modeling_jina_clip import (
     JinaCLIPVisionModel,
 )
 from modeling_jina_clip import modeling_jina_clip_text as text_module
-from modeling_jina_clip.attention_backends import ALL_ATTENTION_FUNCTIONS, spared_of_nothing
+from modeling_jina_clip.attention_backends import ALL_ATTENTION_FUNCTIONS, spared_of_nothing, text_score_mod
 from modeling_jina_clip.attention_functions import eager_attention_forward
 from modeling_jina_clip.text_positions import TextPositions
 
@@ -119,7 +119,7 @@ def test_the_change_of_scores_under_flex_is_the_bias_of_eager(position: str) -> 
     config._attn_implementation = "eager"
     bias = TextPositions(config, padding, torch.float32).whole.expand(4, 3, 21, 21)
     config._attn_implementation = "flex_attention"
-    change: Callable = TextPositions(config, padding, torch.float32).whole
+    change: Callable = text_score_mod(*TextPositions(config, padding, torch.float32).whole)
     for axis in (3, 2, 1, 0):  # over columns, rows, heads and texts, innermost first
         change = torch.vmap(change, in_dims=(0, *(0 if place == axis else None for place in range(4))))
     changed = change(torch.ones(4, 3, 21, 21), *(torch.arange(size) for size in (4, 3, 21, 21)))
