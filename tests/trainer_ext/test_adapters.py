@@ -126,7 +126,8 @@ def test_loads_as_remote_code(finished: JinaCLIPTrainer, base: Path, tmp_path: P
         np.testing.assert_allclose(value, expected, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("steps", [2, 3, 4])  # a boundary lies at 3
+# A boundary lies at 3.
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_resumes_to_the_same_bits(
     tiny_recipe: Path, base: Path, finished: JinaCLIPTrainer, tmp_path: Path, steps: int
 ) -> None:

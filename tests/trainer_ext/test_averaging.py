@@ -36,7 +36,7 @@ def test_the_average_follows_its_formula_and_training_does_not_notice(make_train
     assert not torch.equal(averaged["vision_model.norm.weight"], weights.history[-1]["vision_model.norm.weight"])
 
 
-@pytest.mark.parametrize("steps", [2, 3, 6])
+@pytest.mark.parametrize("steps", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)])
 def test_a_resumed_average_has_the_same_bits(make_trainer: RunFactory, tmp_path: Path, steps: int) -> None:
     overrides = ["ema_decay=0.8", "save_steps=1", "save_total_limit=null"]
     whole = trained(make_trainer(tmp_path / "whole", *overrides))

@@ -1,0 +1,133 @@
+"""The fine-tuning guide: its recipes train as shown, its snippet and commands run, its figures are the model's."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import hub_upload
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
+from tests.source_imports import ROOT
+from trainer_ext.__main__ import main, parse
+from trainer_ext.adapters import add_lora
+from trainer_ext.model_parts import train_only
+from trainer_ext.recipe import load_recipe
+from trainer_ext.recipe_tuning import LoraSpec, trained_parts
+from trainer_ext.resources import find_resource
+from trainer_ext.tuning import only_stage
+
+GUIDE = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+RECIPES = {yaml.safe_load(text)["name"]: text for text in re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.M | re.S)}
+COMMANDS = [shlex.split(text) for text in re.findall(r"^```bash\n(.*?)^```", GUIDE, re.M | re.S)]
+
+
+@pytest.fixture(scope="module")
+def workspace(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model's folder, 24 pictures with captions, and pairs of texts."""
+    folder = tmp_path_factory.mktemp("guide")
+    shutil.copytree(golden / "tiny_model", folder / "outputs" / "openmoji")
+    hub_upload.build(folder / "outputs" / "openmoji", folder / "outputs" / "openmoji-hub")
+    (folder / "pictures").mkdir()
+    names = [f"{number}.png" for number in range(24)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (40, 30), (10 * number, 255 - 10 * number, 90)).save(folder / "pictures" / name)
+    captions = [f"shade {number}" for number in range(24)]
+    pandas.DataFrame({"file": names, "caption": captions}).to_csv(folder / "captions.csv", index=False)
+    places = [str(folder / "pictures" / name) for name in names]
+    rows = pandas.DataFrame({"file": places, "caption": [[caption] for caption in captions]})
+    rows.to_json(folder / "captions.jsonl", orient="records", lines=True)
+    pairs = pandas.DataFrame(
+        {"query": [f"what is {n}" for n in range(24)], "positive": [f"it is {n}" for n in range(24)]}
+    )
+    pairs.to_csv(folder / "pairs.csv", index=False)
+    return folder
+
+
+def short(stages: int) -> list[str]:
+    overrides = [f"stages.{n}.{key}" for n in range(stages) for key in ("steps=2", "warmup_steps=1", "max_length=12")]
+    return [*overrides, "disable_tqdm=true", "save_steps=2"]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "locked-texts" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
+def test_recipes_train(name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    file = workspace / f"{name}.yaml"
+    file.write_text(RECIPES[name])
+    recipe = load_recipe(file)
+    sizes = [f"stages.{n}.{side}.batch_size=8" for n, stage in enumerate(recipe.stages) for side, _ in stage.sides()]
+    out = workspace / "runs" / name
+    assert main([str(file), "--output_dir", str(out), *short(len(recipe.stages)), *sizes]) == 0
+    assert (out / "adapter").is_dir() == (recipe.lora is not None)
+    assert (out / "ema").is_dir() == ("ema_decay" in recipe.training)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_load(name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    (workspace / f"{name}.yaml").write_text(RECIPES[name])
+    assert load_recipe(workspace / f"{name}.yaml").name == name
+
+
+def test_the_packaged_recipe_is_the_one_that_is_shown(workspace: Path) -> None:
+    file = workspace / "shown.yaml"
+    file.write_text(RECIPES["my-pictures"])
+    places = [f"model={workspace / 'outputs' / 'openmoji'}"]
+    shown, packaged = load_recipe(file, places), load_recipe("finetune", places)
+    assert (shown.stages, shown.lora) == (packaged.stages, packaged.lora)
+    assert {**packaged.training, **shown.training} == packaged.training
+
+
+@pytest.mark.slow
+def test_example_commands_and_the_snippet_run(workspace: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(workspace / "hf")}
+    (workspace / "examples").symlink_to(ROOT / "examples")
+    pairs = pandas.DataFrame(
+        {"query": [f"what is {n}" for n in range(300)], "positive": [f"it is {n}" for n in range(300)]}
+    )
+    pairs.to_csv(workspace / "pairs.csv", index=False)
+    examples = [words for words in COMMANDS if words[1].startswith("examples/")]
+    assert [words[1] for words in examples] == ["examples/finetune_folder.py", "examples/hard_negatives.py"]
+    [snippet] = re.findall(r"^```python\n(.*?)^```", GUIDE, re.M | re.S)
+    more = [["--steps", "2", "--batch_size", "8"], ["--steps", "2", "--batch_size", "8", "--margin", "0"]]
+    programs = [[*words[1:], *extra] for words, extra in zip(examples, more, strict=True)]
+    for program in [*programs, ["-c", snippet]]:
+        done = subprocess.run(
+            [sys.executable, *program], cwd=workspace, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_command_for_one_stage_names_one_of_the_demo() -> None:
+    [words] = [words for words in COMMANDS if words[1:3] == ["-m", "trainer_ext"]]
+    options = parse(words[3:])
+    stages = load_recipe(options.recipe).stages
+    assert only_stage(load_recipe(options.recipe), options.only_stage).stages == stages[-1:]
+    assert options.overrides == [f"model=outputs/openmoji/stages/1-{stages[1].name}"]
+
+
+def test_figures_of_the_memory_table() -> None:
+    config = JinaCLIPConfig.from_json_file(find_resource("models", "jina-clip-v1"))
+    rows = re.findall(r"^\| (all|`\[.*?\]`|LoRA, r = \d+) \| ([\d.]+) M \|.*?\| ([\d.]+) GB \|", GUIDE, re.M)
+    assert len(rows) == 5
+    for label, millions, weights in rows:
+        with torch.device("meta"):
+            model = JinaCLIPModel(config)
+            lora = LoraSpec(r=int(label.split()[-1])) if label.startswith("LoRA") else None
+            if lora is not None:
+                add_lora(model, lora)
+        trainable = yaml.safe_load(label.strip("`")) if label.startswith("`") else None
+        train_only(model, trained_parts(trainable, lora))
+        trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+        assert f"{trained / 1e6:.1f}" == millions, label
+        assert f"{sum(value.numel() for value in model.parameters()) * 4 / 1e9:.2f}" == weights, label
