@@ -190,3 +190,27 @@ def test_what_cannot_be_adapted(
     overrides = [f"model={base}", *(item.replace("MODEL", str(tiny_data / "model.json")) for item in overrides)]
     with pytest.raises(ValueError, match=message):
         initial_model(load_recipe(tiny_recipe, overrides))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["gradient_checkpointing=true", "gradient_cache_chunk_size=3"])
+def test_memory_savers_reach_the_adapters_of_both_towers(
+    tiny_recipe: Path, base: Path, tmp_path: Path, extra: str
+) -> None:
+    """Without dropout the adapters end where a plain run ends."""
+    quiet = [f"stages.{stage}.patch_dropout=0.0" for stage in range(3)]
+    quiet += ["lora={r: 2, dropout: 0.0}", "save_steps=8"]
+    ends = []
+    for folder, overrides in (("plain", quiet), ("saving", [*quiet, extra])):
+        trainer = lora_trainer(tiny_recipe, base, tmp_path / folder, *overrides)
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.model.text_model.config.attention_probs_dropout_prob = 0.0
+        for layer in trainer.model.text_model.transformer.encoder.layers:
+            layer.mixer.attention_dropout = 0.0
+        trainer.train()
+        ends.append({name: value for name, value in trainer.model.named_parameters() if ".lora_B." in name})
+    for name, value in ends[0].items():
+        assert value.abs().max() > 0
+        torch.testing.assert_close(ends[1][name], value, rtol=2e-3, atol=2e-5, msg=name)

@@ -1,5 +1,6 @@
 """What a stage trains: frozen parts keep their bits, rates differ by part and layer, optimizers start anew."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,12 @@ def test_every_parameter_is_of_a_part() -> None:
 def test_a_part_the_model_does_not_have() -> None:
     with pytest.raises(ValueError, match=r"vision_projection cannot be trained: .* its vision tower ends without"):
         train_only(make_model(), frozenset({"text", "vision_projection"}))
+
+
+@pytest.mark.gpu
+def test_fp16_trains_with_its_gradient_scaler(make_trainer: RunFactory, tmp_path: Path) -> None:
+    trainer = trained(make_trainer(tmp_path, "fp16=true", "gradient_cache_chunk_size=3"))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 8
+    assert all(math.isfinite(loss) for loss in losses)
+    assert (tmp_path / "checkpoint-8" / "scaler.pt").is_file()
