@@ -3,6 +3,7 @@
 Each row says which parameters the option trains besides the towers, and what a hand-written loss gives for the batch.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from tests.trainer_ext.own_process import in_two_processes, train_rank
 from tests.trainer_ext.tiny_run import RunFactory, assert_same_weights, entries_of, trained
+from trainer_ext.__main__ import main as command_line
 from trainer_ext.objective import OBJECTIVE_FILE, JointObjective, order_accuracy
 from trainer_ext.trainer import JinaCLIPTrainer
 
@@ -163,14 +165,24 @@ def test_resume_with_other_parameters_is_refused(make_trainer: RunFactory, tmp_p
         trained(make(make_trainer, tmp_path, "info_nce"), tmp_path / "checkpoint-2")
 
 
-def test_a_later_run_starts_from_what_a_model_folder_holds(make_trainer: RunFactory, tmp_path: Path) -> None:
-    through = trained(make(make_trainer, tmp_path / "a", "siglip"))
-    fresh = make(make_trainer, tmp_path / "b", "siglip").objective
-    fresh.load(tmp_path / "a" / "checkpoint-4", strict=False)
-    assert torch.equal(fresh.image_text_bias, through.objective.image_text_bias)
-    other = make(make_trainer, tmp_path / "c", "trained text temperature").objective
-    other.load(tmp_path / "a" / "checkpoint-4", strict=False)
-    assert other.text_logit_scale.item() == pytest.approx(-math.log(0.05))
+def test_a_later_run_starts_from_what_a_model_folder_holds(tiny_recipe: Path, tmp_path: Path) -> None:
+    """The command line's finished folder as the next run's model; what only one of them trains is passed by."""
+    siglip = [*QUIET, *OPTIONS["siglip"]]
+    assert command_line([str(tiny_recipe), "--output_dir", str(tmp_path / "a"), *siglip]) == 0
+    end = load_file(tmp_path / "a" / OBJECTIVE_FILE)["image_text_bias"].item()
+    assert end != pytest.approx(-10.0, abs=1e-5)
+    later = [*siglip, OPTIONS["trained text temperature"][1], f"model={tmp_path / 'a'}", "tokenizer=null"]
+    assert command_line([str(tiny_recipe), "--output_dir", str(tmp_path / "b"), *later, "save_steps=1"]) == 0
+    first = json.loads((tmp_path / "b" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"][0]
+    assert first["bias_image_text"] == pytest.approx(end, abs=1e-6)
+    assert first["temperature_text"] == pytest.approx(0.05)
+
+
+def test_own_parameters_and_sharded_training_are_refused_together(make_trainer: RunFactory, tmp_path: Path) -> None:
+    trainer = make(make_trainer, tmp_path, "siglip")
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match=r"parameters of their own \(image_text_bias\), which FSDP"):
+        trainer._check_objective()
 
 
 def test_text_temperature_stays_between_its_limits(make_trainer: RunFactory, tmp_path: Path) -> None:
