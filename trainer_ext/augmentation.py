@@ -25,7 +25,7 @@ def random_resized_crop(
     box = crop_box(*picture.size, scale, generator)
     if picture.mode not in ("RGB", "RGBA", "L"):  # a palette's numbers cannot be mixed
         picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def crop_box(

@@ -1,6 +1,7 @@
 """The data's columns become ours: found by their names, checked for their types, images by path made absolute."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -116,4 +117,5 @@ def missing_files(paths: Sequence[str | None]) -> Iterator[Fault]:
 
 def undecodable(path: str | None, error: Exception) -> str:
     """Why an image's row is broken, with the cure."""
-    return f"the image ({path or 'stored in the row'}) cannot be decoded: {error}. Replace the image or remove the row."
+    words = re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))  # an address in memory is another one in every run
+    return f"the image ({path or 'stored in the row'}) cannot be decoded: {words}. Replace the image or remove the row."
