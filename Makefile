@@ -18,7 +18,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PIP_PROGRESS := sed -u -n -E 's/^ *(Downloading|Using cached|Processing) +(.*\/)?([^ /]+).*$$/    \3/p; s/^(Installing collected packages).*/    \1 .../p'
 NO_WARNINGS := sed -u '/^WARNING/d'
 
-.PHONY: help demo test test-slow peers bench check format clean
+.PHONY: help demo test test-slow test-app app peers bench check format clean
 help: ## list the targets
 	@printf 'make TARGET, where TARGET is one of\n\n'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,21 @@ test-slow: $(STAMP) ## the slow tests: whole runs, several processes, fresh envi
 
 peers: $(STAMP) ## timm and open_clip into .peers/, for the slow tests that compare the image tower with theirs
 	$(PY) -m pip install --quiet --no-deps --upgrade --target .peers -r tests/peers.txt 2> >($(NO_WARNINGS) >&2)
+
+# Gradio wants a Pillow and a tomlkit older than those the rest is tested with, so the page has a place of its own.
+APP_STAMP := .venv-app/.installed
+$(APP_STAMP): pyproject.toml constraints.txt constraints-app.txt
+	@$(PYTHON) -m venv .venv-app
+	@.venv-app/bin/pip install -q "$$(grep '^torch==' constraints.txt)" -c constraints-app.txt
+	@.venv-app/bin/pip install -q -e '.[app]' pytest playwright pyarrow -c constraints-app.txt
+	@touch $@
+
+app: $(APP_STAMP) ## the search page over the demo's model and held-out pictures, on this machine only
+	data=$$($(PY) -c 'from trainer_ext.embedded import prepare; print(prepare())'); \
+	$(OFFLINE) .venv-app/bin/python examples/app.py $(HUB) --images "$$data/short_captions/test_concepts.parquet" $(ARGS)
+
+test-app: $(APP_STAMP) ## the search page in a real browser (needs Chromium)
+	$(OFFLINE) .venv-app/bin/python -m pytest -q tests/examples/test_app.py $(ARGS)
 
 bench: $(STAMP) ## a training step's attention and packing; memory and time of the losses, plain and tiled
 	$(PY) benchmarks/training_step.py
