@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     texts = sorted(set(training_texts(recipe)))
     random.Random(recipe.seed).shuffle(texts)
-    held_out = max(1, min(1000, len(texts) // 20))
+    held_out = max(1, min(500, len(texts) // 20))
     texts = texts[: held_out + options.steps * options.batch_size]
     encoded = tokenizer(texts, truncation=True, max_length=options.max_length, return_special_tokens_mask=True)
     rows = [
