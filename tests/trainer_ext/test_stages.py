@@ -27,7 +27,9 @@ def test_evaluation_at_each_end_and_a_log_before_each_checkpoint(
     arguments: TrainingArguments, steps: int, at_end: bool, save: bool
 ) -> None:
     control = TrainerControl(should_save=save)
-    StageCallback(STAGES, 0.1, JointObjective()).on_step_end(arguments, TrainerState(global_step=steps), control, model=make_model())
+    StageCallback(STAGES, 0.1, JointObjective()).on_step_end(
+        arguments, TrainerState(global_step=steps), control, model=make_model()
+    )
     assert control.should_evaluate == at_end
     assert control.should_log == (at_end or save)
     assert control.should_save == save
@@ -63,5 +65,7 @@ def test_stage_without_images_leaves_their_side_untouched(arguments: TrainingArg
 def test_temperature_is_clamped_after_each_update(arguments: TrainingArguments, value: float, clamped: float) -> None:
     model = make_model()
     model.logit_scale.data.fill_(value)
-    StageCallback(STAGES, 0.1, JointObjective()).on_optimizer_step(arguments, TrainerState(), TrainerControl(), model=model)
+    StageCallback(STAGES, 0.1, JointObjective()).on_optimizer_step(
+        arguments, TrainerState(), TrainerControl(), model=model
+    )
     assert model.logit_scale.item() == pytest.approx(clamped)
