@@ -28,10 +28,6 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -42,6 +38,7 @@ from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
 from trainer_ext.collator import JointCollator
 from trainer_ext.data_broken import BrokenRows
 from trainer_ext.data_mixing import JointBatchPlan, JointDataset, row_count
+from trainer_ext.finite import KEPT, FiniteGradientsCallback, NonFiniteError
 from trainer_ext.gradient_cache import Side, cached_embeddings
 from trainer_ext.health import HealthCallback
 from trainer_ext.losses import clamped_temperature
@@ -56,10 +53,6 @@ from trainer_ext.step_parts import PartEmbedder, chunks_of
 from trainer_ext.tuning import TuningCallback, drop_frozen_gradients, prepare_parts, rest_frozen_towers
 
 Evaluate = Callable[[nn.Module, Any], dict[str, float]]
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is NaN or infinite; the run stops before it reaches a weight."""
 
 
 class JinaCLIPTrainer(Trainer):
@@ -179,7 +172,7 @@ class JinaCLIPTrainer(Trainer):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
             raise NonFiniteError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} (stage {stage.name}; {figures}; "
-                f"sources {inputs['sources']}). {_KEPT}"
+                f"sources {inputs['sources']}). {KEPT}"
             )
         return (loss, embeddings) if return_outputs else loss
 
@@ -348,28 +341,6 @@ class JinaCLIPTrainer(Trainer):
 
 # Tensors of a joint batch that stay on the host until they are embedded (``PartEmbedder``).
 _PART_KEYS = frozenset({"pixel_values", "input_ids", "attention_mask"})
-_KEPT = (
-    "No weight was changed by it, and the checkpoints of earlier steps are kept. Try a smaller learning rate, a longer "
-    "warm-up or bf16 instead of fp16, and go on from a stage's folder or a checkpoint"
-)
-
-
-class FiniteGradientsCallback(TrainerCallback):
-    """Stops the run before a NaN gradient reaches the weights; with fp16 the gradient scaler skips such steps."""
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        """Check the norm of all gradients."""
-        if args.fp16:
-            return
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            names = [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-            raise NonFiniteError(
-                f"gradients are not finite at step {state.global_step + 1} ({len(names)} tensors: "
-                f"{', '.join(names[:3])}). {_KEPT}"
-            )
 
 
 @contextmanager
