@@ -1,4 +1,5 @@
-"""A small hub on 127.0.0.1: the part of the Hub's HTTP interface that publishing and loading a model uses.
+"""A small hub on 127.0.0.1: the part of the Hub's HTTP interface that publishing and loading a model uses,
+and that ``datasets`` reads a data set through.
 
 It answers the real ``huggingface_hub`` client (creating repositories, LFS uploads, commits, pull requests, branches,
 tags, listings, downloads), so that tests can push a folder and load it back by repository id without a network.
@@ -102,6 +103,11 @@ class LoopbackHub:
         self._server.shutdown()
         self._server.server_close()
 
+    def add_dataset(self, repo_id: str, files: dict[str, bytes]) -> str:
+        """Put a data set on the hub; returns the commit to pin."""
+        repository = self.repositories.setdefault(repo_id, Repository(private=False))
+        return repository.commit(MAIN, {path: Blob(data, lfs=False) for path, data in files.items()})
+
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """What a clone of the repository at a revision would hold."""
         repository = self.repositories[repo_id]
@@ -132,6 +138,11 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<revision>[^/]+)", "tag"),
         ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
+        ("GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", "tree"),
+        ("GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?", "info"),
+        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        ("GET", r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "download"),
+        ("HEAD", r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "download"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/refs", "refs"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", "tree"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?", "info"),
@@ -149,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.requests.append(f"{self.command} {unquote(url.path)}")
             for method, pattern, name in self.ROUTES:
                 if method == self.command and (match := re.fullmatch(pattern, url.path)):
-                    if method == "POST" and name != "validate_yaml" and not self.signed_in:
+                    if method == "POST" and name not in ("validate_yaml", "paths_info") and not self.signed_in:
                         raise Refusal(401, message="Invalid username or password.")
                     arguments = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
                     with self.hub.lock:
@@ -310,6 +321,13 @@ class _Handler(BaseHTTPRequestHandler):
         deep = self.query.get("recursive", "").lower() in ("1", "true")
         return [entry for name, entry in entries.items() if deep or "/" not in name.removeprefix(prefix)]
 
+    def paths_info(self, repo: str, revision: str) -> list[dict[str, Any]]:
+        """What lies at some paths: the form is sent as JSON or as fields."""
+        kind = self.headers.get("Content-Type", "")
+        wish = json.loads(self.body) if "json" in kind else parse_qs(self.body.decode())
+        self.query["recursive"] = "1"
+        return [entry for entry in self.tree(repo, revision) if entry["path"] in wish["paths"]]
+
     def download(self, repo: str, revision: str, path: str) -> None:
         repository = self.hub.repository(repo, self.signed_in)
         oid = repository.resolve(revision)
@@ -319,4 +337,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(404, b"{}", headers)
         etag = blob.sha256 if blob.lfs else blob.git_id
         headers = {"X-Repo-Commit": oid, "ETag": f'"{etag}"', "Content-Type": "application/octet-stream"}
-        return self.send(200, blob.data, headers)
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if part is None:
+            return self.send(200, blob.data, headers)
+        begin, end = int(part[1]), min(int(part[2] or len(blob.data)), len(blob.data) - 1)
+        headers["Content-Range"] = f"bytes {begin}-{end}/{len(blob.data)}"
+        return self.send(206, blob.data[begin : end + 1], headers)

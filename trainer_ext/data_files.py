@@ -156,7 +156,7 @@ class Opened:
             self._check_split(list(self.builder.config.data_files or self.builder.info.splits or {}))
         try:
             return self.builder.as_streaming_dataset(split=self.split)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, NotImplementedError) as error:
             raise unreadable(self, error) from error
 
     def _check_split(self, splits: Sequence[str]) -> None:

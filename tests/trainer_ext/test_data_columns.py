@@ -47,6 +47,32 @@ def test_scored_pairs_become_a_column_of_the_batch(tmp_path: Path, values: list[
     torch.testing.assert_close(batch["text"]["score"], torch.tensor(values, dtype=torch.float32), rtol=0, atol=0)
 
 
+def test_nested_columns(tmp_path: Path) -> None:
+    rows = [{"pair": {"first": f"q{n}", "inner": {"second": f"a{n}"}}, "other": 1} for n in range(3)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    columns = {"query": "pair.first", "positive": "pair.inner.second"}
+    source = Source(name="deep", task="text-pair", location=str(path), format="json", columns=columns)
+    assert load_source(source).to_dict() == {"query": ["q0", "q1", "q2"], "positive": ["a0", "a1", "a2"]}
+    wrong = source.model_copy(update={"columns": columns | {"query": "pair.fist"}})
+    with pytest.raises(DataError, match=r"Did you mean 'pair\.first'\?.* pair\.inner\.second"):
+        load_source(wrong)
+
+
+def test_prompts_stand_before_the_texts_and_do_not_tell_negatives_apart(tmp_path: Path) -> None:
+    rows = [{"q": "what", "a": "this", "n": ["that", "those"]}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    columns = {"query": "q", "positive": "a", "negatives": "n"}
+    prompts = {"query": "query: ", "positive": "passage: "}
+    source = Source(
+        name="t", task="triplet", location=str(path), format="json", columns=columns, prompts=prompts
+    )  # fmt: skip
+    [row] = JointDataset([source], {"t": load_source(source)}, seed=1).__getitems__(keys(source, 1))
+    del row["key"]
+    assert row == {
+        "query": "query: what", "positive": "passage: this", "negatives": ["passage: that", "passage: those"],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("score", "words"),
     [

@@ -171,6 +171,29 @@ def test_sources_are_drawn_in_proportion_to_rows_and_weight() -> None:
     assert max(runs_of) < 30  # drawn step by step, not source after source
 
 
+@pytest.mark.parametrize(("alpha", "odds"), [(1.0, [900, 50]), (0.5, [30, 5]), (0.0, [1, 0.5])])
+def test_alpha_lets_small_sources_have_more(alpha: float, odds: list[float]) -> None:
+    steps = 20_000
+    side = Side(sources=["a", "b"], batch_size=2, sampling_alpha=alpha)
+    stages = [Stage(name="only", steps=steps, learning_rate=1e-3, max_length=8, text=side)]
+    counts = plan_of(stages, {"a": 900, "b": 100}, weights={"b": 0.5}).source_counts()["text"]
+    share = odds[0] / sum(odds)
+    deviation = (share * (1 - share) / steps) ** 0.5
+    assert counts["a"] / (2 * steps) == pytest.approx(share, abs=4 * deviation)
+
+
+def test_streams_take_part_by_weight_and_give_consecutive_positions() -> None:
+    side = Side(sources=["a", "stream"], batch_size=4, sampling_alpha=0)
+    stages = [Stage(name=name, steps=200, learning_rate=1e-3, max_length=8, text=side) for name in ("one", "two")]
+    parts = [
+        plan_of(stages, {"a": 50, "stream": None}, weights={"stream": 3.0}, rank=rank, world_size=2) for rank in (0, 1)
+    ]
+    keys = [key for step in range(400) for part in parts for key in part.keys(step) if key.source == "stream"]
+    assert [key.index for key in keys] == list(range(len(keys)))  # no gap over stages, ranks and steps
+    assert len(keys) / 1600 == pytest.approx(0.75, abs=0.08)
+    assert parts[0].source_counts()["text"]["stream"] == len(keys)
+
+
 def test_source_counts_are_what_the_steps_took() -> None:
     stages = [stage(7, image_text=(["i"], 2), text=(["s", "t"], 4)), stage(6, text=(["t"], 3))]
     plan = plan_of(stages, {"i": 5, "s": 20, "t": 10})
