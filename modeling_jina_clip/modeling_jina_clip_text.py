@@ -176,7 +176,7 @@ class JinaCLIPTextTransformer(nn.Module):
         self, input_ids: torch.Tensor, padding: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         packed = self._packs(padding, kwargs)
-        dtype = attention_dtype(self.emb_ln.weight)
+        dtype = attention_dtype(self.emb_ln.weight, padding.device)
         positions = TextPositions(self.config, padding, dtype, packed)
         if packed:
             input_ids = input_ids.flatten().index_select(0, positions.tokens)  # (tokens,)

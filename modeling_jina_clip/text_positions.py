@@ -76,11 +76,8 @@ class TextPositions:
         if device == self.padding.device:
             return self
         moved = copy.copy(self)
-        for name in ("padding", "tokens", "slopes"):
-            tensor = getattr(self, name)
-            setattr(moved, name, None if tensor is None else tensor.to(device, non_blocking=non_blocking))
-        moved.rope = self.rope and tuple(table.to(device, non_blocking=non_blocking) for table in self.rope)
-        moved.whole = None if self.in_blocks else moved._mask()
+        for name in ("padding", "tokens", "slopes", "rope", "whole"):
+            setattr(moved, name, _send(getattr(self, name), device, non_blocking))
         return moved
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
@@ -110,6 +107,12 @@ class TextPositions:
         distance = (places[rows, None] - places[None, :]).abs()
         bias = (-self.slopes[:, None, None] * distance).to(self.dtype)  # (H, rows, L)
         return bias[None].masked_fill(hidden, lowest)
+
+
+def _send(held: torch.Tensor | tuple | None, device: torch.device, non_blocking: bool) -> torch.Tensor | tuple | None:
+    if isinstance(held, tuple):
+        return tuple(_send(part, device, non_blocking) for part in held)
+    return None if held is None else held.to(device, non_blocking=non_blocking)
 
 
 class _TakeRows(torch.autograd.Function):
@@ -143,7 +146,10 @@ def turn_halves(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> t
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def attention_dtype(states: torch.Tensor) -> torch.dtype:
-    """The type that queries and keys made from ``states`` have: under autocast that of autocast."""
-    device = states.device.type
+def attention_dtype(states: torch.Tensor, device: torch.device | None = None) -> torch.dtype:
+    """The type that queries and keys made from ``states`` have: under autocast that of autocast.
+
+    ``device`` is where they will be, when a weight stands for them that may wait elsewhere.
+    """
+    device = (device or states.device).type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
