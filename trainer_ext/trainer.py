@@ -185,7 +185,8 @@ class JinaCLIPTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of a micro-batch, with gradients for what its stage trains."""
         loss = super().training_step(model, inputs, *args, **kwargs)
-        drop_frozen_gradients(self.model, self.recipe.trained_parts(self.recipe.stages[inputs["stage"]]))
+        if self.args.world_size > 1:
+            drop_frozen_gradients(self.model, self.recipe.trained_parts(self.recipe.stages[inputs["stage"]]))
         return loss
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

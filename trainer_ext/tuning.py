@@ -51,6 +51,7 @@ class TuningCallback(TrainerCallback):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._index: int | None = None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
@@ -58,8 +59,9 @@ class TuningCallback(TrainerCallback):
         """Trained parts of the step's stage; at a stage's first step, if asked, an optimizer without memory."""
         index, inner = stage_at(self.recipe.stages, state.global_step)
         stage = self.recipe.stages[index]
-        if args.world_size == 1:  # see drop_frozen_gradients
+        if args.world_size == 1 and index != self._index:  # for many processes see drop_frozen_gradients
             train_only(model, self.recipe.trained_parts(stage))
+        self._index = index
         if stage.reset_optimizer and inner == 0:
             kwargs["optimizer"].state.clear()
 
