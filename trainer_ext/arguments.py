@@ -77,7 +77,7 @@ class JinaCLIPTrainingArguments(TrainingArguments):
     )
     gradient_cache_chunk_size: int | None = field(
         default=None,
-        metadata={"help": "Embed this many rows at a time and keep no other activations: a large batch on one device."},
+        metadata={"help": "Embed this many rows at a time, of short texts more, and keep no other activations."},
     )
     tile_size: int | None = field(
         default=None, metadata={"help": "Compute losses in square tiles of this many rows, never the whole matrix."}

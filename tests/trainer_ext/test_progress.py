@@ -18,7 +18,7 @@ def test_one_readable_line_per_log_entry(
 ) -> None:
     make_trainer(tmp_path, f"disable_tqdm={not bar}".lower(), "stages.1.text=null").train()
     seen = capsys.readouterr()
-    lines = [line.strip() for line in seen.out.splitlines() if line.strip()]
+    lines = [line.strip() for line in seen.out.splitlines() if line.strip().startswith("step ")]
     assert [line.split(" | ")[0] for line in lines] == [
         *(f"step {step}/8 pairs" for step in (1, 2, 3)),
         *(f"step {step}/8 larger" for step in (4, 5)),
