@@ -1,8 +1,9 @@
-"""The snippets for LangChain and LlamaIndex in docs/publishing.md, run as shown where those packages are installed."""
+"""The snippets for LangChain, LlamaIndex and MTEB in docs/publishing.md, run as shown where those packages are installed."""
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from modeling_jina_clip import JinaCLIPModel
 from tests.source_imports import ROOT
 from trainer_ext.hub_folder.card import snippets
 
-SHOWN = {program.split()[1]: program for program in snippets((ROOT / "docs" / "publishing.md").read_text())}
+PROGRAMS = {program.split()[1]: program for program in snippets((ROOT / "docs" / "publishing.md").read_text())}
+SHOWN = {name: program for name, program in PROGRAMS.items() if name != "mteb"}  # that one downloads data
 # Another interpreter that has them, for those who keep this environment free of their many packages.
 PYTHON = os.environ.get("INTEGRATIONS_PYTHON", sys.executable)
 
@@ -24,8 +26,19 @@ print(json.dumps({"vectors": vectors, "query": query}))
 """
 
 
-def test_both_are_shown() -> None:
-    assert set(SHOWN) == {"langchain_huggingface", "llama_index.embeddings.huggingface"}
+def test_all_are_shown() -> None:
+    assert set(PROGRAMS) == {"langchain_huggingface", "llama_index.embeddings.huggingface", "mteb"}
+
+
+@pytest.mark.slow
+def test_what_is_shown_of_mteb_exists() -> None:
+    """Its last line needs the data of the task; the test of the wrapper brings its own."""
+    mteb = pytest.importorskip("mteb")
+    [name] = re.findall(r'get_task\("(\w+)"\)', PROGRAMS["mteb"])
+    assert mteb.get_task(name).metadata.category == "t2i"
+    wrapper = importlib.import_module("mteb.models").SentenceTransformerEncoderWrapper
+    assert "SentenceTransformerEncoderWrapper" in PROGRAMS["mteb"]
+    assert wrapper.encode
 
 
 @pytest.mark.slow
