@@ -144,6 +144,7 @@ def test_a_checkpoint_of_other_adapters_is_refused(
         other.train(str(Path(finished.args.output_dir) / "checkpoint-2"))
 
 
+@pytest.mark.slow
 def test_one_tower_and_named_modules(tiny_recipe: Path, base: Path, tmp_path: Path) -> None:
     """Adapters on the image tower's attention; the text tower is left out of the run altogether."""
     modules = "lora={r: 2, towers: [vision], target_modules: {vision: [q_proj, v_proj]}}"
