@@ -6,6 +6,7 @@ Parameter names are those of the published jina-clip-v1 file.
 """
 
 from collections.abc import Callable
+from math import ceil
 
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ from .strict_loading import StrictLoadingMixin
 from .text_positions import attention_dtype
 
 ROPE_THETA = 10000.0
+# Shares of patches are counted in these: torch.compile takes an integer of a module as it stands, a float as unknown.
+SHARES = 2**20
 
 
 def rope_tables(
@@ -253,7 +256,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
     def __init__(self, config: JinaCLIPVisionConfig):
         super().__init__(config)
         side = config.image_size // config.patch_size
-        self.patch_dropout = config.patch_dropout
+        self.set_patch_dropout(config.patch_dropout)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, config.width))
         self.patch_embed = JinaCLIPVisionPatchEmbed(config)
@@ -265,11 +268,16 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.patch_embed
 
+    @property
+    def patch_dropout(self) -> float:
+        """The share of patches dropped in training."""
+        return self.config.patch_dropout
+
     def set_patch_dropout(self, rate: float) -> None:
         """Change the share of patches dropped in training, e.g. at a stage boundary."""
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"patch_dropout={rate} must lie in [0, 1)")
-        self.patch_dropout = rate
+        self.kept_shares = ceil(round((1.0 - rate) * SHARES, 6))
         self.config.patch_dropout = rate
 
     def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
@@ -288,7 +296,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """Keep a random subset of patches per image (FLIP, arXiv 2212.00794); their rotary rows go with them."""
         batch, patches = tokens.shape[0], tokens.shape[1] - 1
-        keep = max(1, int(patches * (1.0 - self.patch_dropout)))
+        keep = max(1, patches * self.kept_shares // SHARES)
         kept = torch.rand(batch, patches, device=tokens.device).topk(keep, dim=-1).indices  # (B, keep)
         rows = kept[..., None].expand(-1, -1, tokens.shape[-1])
         tokens = torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, rows)], dim=1)
@@ -307,7 +315,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
         patches = self.patch_embed(pixel_values.to(self.patch_embed.proj.weight.dtype))  # (B, N, W)
         tokens = torch.cat([self.cls_token.to(patches).expand(patches.shape[0], -1, -1), patches], dim=1)
         tokens = tokens + resize_position_embedding(self.pos_embed, grid).to(patches.device)  # (B, 1+N, W)
-        if self.training and self.patch_dropout > 0:
+        if self.training and self.kept_shares < SHARES:
             tokens, rope = self._drop_patches(tokens, rope)
         rope = rope_with_cls(rope, attention_dtype(tokens))
         for block in self.blocks:

@@ -167,9 +167,10 @@ def test_position_embedding_keeps_its_grid_and_a_constant_table() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("intp_freq", [False, True])
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (16, 48), (8, 8)])
-def test_any_image_size_that_the_patch_divides(size: tuple[int, int]) -> None:
-    features = vision_tower()(torch.randn(2, 3, *size)).pooler_output
+def test_any_image_size_that_the_patch_divides(size: tuple[int, int], intp_freq: bool) -> None:
+    features = vision_tower(intp_freq=intp_freq)(torch.randn(2, 3, *size)).pooler_output
     assert features.shape == (2, 48)
     assert features.isfinite().all()
 
@@ -213,6 +214,13 @@ def test_patch_dropout_drops_the_same_rows_from_rope() -> None:
             torch.testing.assert_close(patches[image, source], tokens[image, 1 + token])
             torch.testing.assert_close(full_cos[source], cos[image, 0, 1 + token])
             torch.testing.assert_close(full_sin[source], sin[image, 0, 1 + token])
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(0.0, 16), (0.1, 14), (0.25, 12), (0.3, 11), (0.5, 8), (0.9, 1), (0.99, 1)])
+def test_patch_dropout_keeps_the_share_of_16_patches(rate: float, kept: int) -> None:
+    tower = vision_tower(patch_dropout=rate).train()
+    assert tower(torch.randn(1, 3, 32, 32)).last_hidden_state.shape[1] == 1 + kept
+    assert tower.patch_dropout == rate
 
 
 def test_patch_dropout_is_off_in_evaluation_and_settable() -> None:
