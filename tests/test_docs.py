@@ -26,7 +26,7 @@ def test_migration_snippets_run(number: int, workspace: Path) -> None:
 
 @pytest.mark.slow
 def test_publishing_commands_run_in_the_order_they_stand(workspace: Path) -> None:
-    """Each push meets an empty Hub, which has no branch yet that a pull request or another revision could start from."""
+    """Each push meets an empty Hub, which has no branch that a pull request or another revision could start from."""
     ran = []
     for words in commands("docs/publishing.md"):
         if words[0] != "python" or {"--create_pr", "--revision"} & set(words):

@@ -12,7 +12,9 @@ from tests.workspace import blocks, commands, make_workspace, run, run_online
 from trainer_ext.recipe import load_recipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]]
+PAGES = [
+    path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"]
+]
 
 
 def python_commands() -> list[list[str]]:
@@ -59,6 +61,14 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
         assert (ROOT / page.parent / link.partition("#")[0]).exists(), f"{page} links to {link}"
     for path in paths:
         assert (ROOT / path).exists(), f"{page} names {path}"
+
+
+def test_every_example_has_its_line() -> None:
+    """The list of examples is complete, and each is short."""
+    listed = set(re.findall(r"`(\w+\.py)`", (ROOT / "examples" / "README.md").read_text(encoding="utf-8")))
+    scripts = {path.name: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "examples").glob("*.py")}
+    assert listed == set(scripts)
+    assert max(length for name, length in scripts.items() if name != "app.py") <= 120
 
 
 def test_extras_exist() -> None:
