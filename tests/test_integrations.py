@@ -1,4 +1,4 @@
-"""The snippets for LangChain, LlamaIndex and MTEB in docs/publishing.md, run as shown where those packages are installed."""
+"""The snippets for LangChain, LlamaIndex and MTEB in docs/publishing.md, run as shown where those are installed."""
 
 import importlib.util
 import json
