@@ -117,4 +117,4 @@ class PublishedStyle:
             inner = F.silu(self._linear(f"{block}.mlp.w1", normed)) * self._linear(f"{block}.mlp.w2", normed)
             states = states + self._linear(f"{block}.mlp.w3", self._norm(f"{block}.mlp.ffn_ln", inner, eps))
         states = self._norm("vision_model.norm", states, eps)
-        return self._linear("vision_model.head", states[:, 0])
+        return self._linear("vision_model.head", states[:, 0]) if config.proj_type == "linear" else states[:, 0]
