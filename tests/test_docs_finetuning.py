@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from PIL import Image
 
 import hub_upload
-from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPProcessor
 from tests.source_imports import ROOT
 from trainer_ext.__main__ import main, parse
 from trainer_ext.adapters import add_lora
@@ -34,7 +33,8 @@ COMMANDS = [shlex.split(text) for text in re.findall(r"^```bash\n(.*?)^```", GUI
 def workspace(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained model's folder, 24 pictures with captions, and pairs of texts."""
     folder = tmp_path_factory.mktemp("guide")
-    shutil.copytree(golden / "tiny_model", folder / "outputs" / "openmoji")
+    for part in (JinaCLIPModel, JinaCLIPProcessor):
+        part.from_pretrained(golden / "tiny_model").save_pretrained(folder / "outputs" / "openmoji")
     hub_upload.build(folder / "outputs" / "openmoji", folder / "outputs" / "openmoji-hub")
     (folder / "pictures").mkdir()
     names = [f"{number}.png" for number in range(24)]
