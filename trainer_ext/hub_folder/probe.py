@@ -102,7 +102,10 @@ def probe(folder: Path, snippets: Path, reply: Path) -> None:
     import numpy as np
     import torch
     from sentence_transformers import SentenceTransformer
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, pipeline
+    from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, pipeline
+
+    # Where torchvision is missing, old versions (5.5) put a refusal in its place at the top of the package.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     trusted = {"trust_remote_code": True}
     (texts, images), exact = probe_inputs(), trusted | {"dtype": torch.float32}
