@@ -112,12 +112,12 @@ def table_of(text: str) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.slow
 def test_finetuning_with_sentence_transformers_helps(model: Path, cache: str, tmp_path: Path, run: Run) -> None:
-    options = ["--steps", 80, "--learning_rate", 2e-3, "--matryoshka_dims", 16]
+    options = ["--steps", 60, "--learning_rate", 1e-3, "--matryoshka_dims", 16]
     done = run("finetune_sentence_transformers", model, "tuned", *options, cache=cache)
     measured = table_of(done)
     assert set(measured) == {f"{way} R@{k}" for way in ("text to image", "image to text") for k in (1, 5, 10)}
-    before, after = measured["text to image R@10"]
-    assert before < 12 < after  # chance is 5.9, on concepts that were never shown
+    before, after = (sum(column) for column in zip(*measured.values(), strict=True))
+    assert after > 1.2 * before  # on concepts that were never shown; 44 against 27 when this was written
     assert "done: the fine-tuned model is in tuned" in done
     tuned = SentenceTransformer(str(tmp_path / "tuned"), trust_remote_code=True, device="cpu")
     assert np.abs(tuned.encode("a cat") - JinaCLIPModel.from_pretrained(model).encode_text("a cat")).max() > 0.01
