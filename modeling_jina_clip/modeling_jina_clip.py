@@ -181,7 +181,7 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
             output.logits_per_image = output.logits_per_text.T
         if return_loss:
             output.loss = contrastive_loss(output.logits_per_text)
-        return output
+        return JinaCLIPOutput(**output)  # made anew: a tuple of it has the order of the fields, not of the lines above
 
 
 def contrastive_loss(logits_per_text: torch.Tensor | None) -> torch.Tensor:

@@ -76,3 +76,21 @@ def test_pipelines(golden: Path) -> None:
     logits = np.exp(model.logit_scale.item()) * model.encode_text(labels) @ image
     expected = dict(zip(labels, np.exp(logits) / np.exp(logits).sum(), strict=True))
     assert {row["label"]: pytest.approx(row["score"], abs=1e-4) for row in scores} == expected
+
+
+def test_feature_extraction_pipeline_gives_unit_vectors_of_texts(golden: Path) -> None:
+    model = JinaCLIPModel.from_pretrained(golden / "tiny_model").eval()
+    extract = pipeline("feature-extraction", model=model, tokenizer=model.processor.tokenizer)
+    texts = ["a cat", "two dogs on the beach"]
+    rows = np.array([extract(text)[0] for text in texts])
+    np.testing.assert_allclose(rows, model.encode_text(texts), atol=1e-5)
+
+
+def test_a_tuple_of_the_output_begins_as_documented(golden: Path) -> None:
+    """Pipelines take the first item for the result, and the stock Trainer takes it for the loss."""
+    model = JinaCLIPModel.from_pretrained(golden / "tiny_model").eval()
+    inputs = model.processor(text=["a", "b"], images=[golden / "images" / "gray_257x190.png"] * 2, return_tensors="pt")
+    output = model(**inputs, return_loss=True)
+    names = ["loss", "logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
+    assert list(output)[:5] == names
+    assert model(**inputs, return_loss=True, return_dict=False)[0] == output.loss
