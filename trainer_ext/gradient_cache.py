@@ -7,6 +7,9 @@ A contrastive loss needs all embeddings of the batch at once, but not all activa
     (3) embed every chunk again, now with a graph and the same random numbers, and send its rows of that gradient
         through it. Only one chunk's activations are alive at a time.
 
+The last chunk of each side is spared (3): its graph is kept from (1), so that one chunk of every side is alive while
+the loss is computed, whatever the batch. DDP has no use for that, see ``no_sync``.
+
 ``cached_embeddings`` returns ordinary tensors and (3) runs inside the caller's ``loss.backward()``. So it fits into
 ``compute_loss`` of transformers' Trainer: whatever scales the loss afterwards (gradient accumulation, the fp16
 gradient scaler, task weights) scales (3) too, since it arrives in dL/d(embedding), and ``gather_with_grad`` works on
@@ -60,7 +63,8 @@ def cached_embeddings(
     """The embeddings of every side, as if embedded in one go, at the memory of one chunk.
 
     Args:
-        sides: what to embed, by name; embedded in this order, chunk by chunk.
+        sides: what to embed, by name; embedded in this order, chunk by chunk. The fewer chunks, the larger the share
+            that is embedded once instead of twice.
         no_sync: for a model in DDP, its ``no_sync`` method (``accelerator.no_sync`` bound to the model does as
             well): gradients then travel once, with the last chunk of every side, which are embedded together. For
             FSDP2, ``accelerator.no_sync`` too, or nothing; it wants the same number of chunks on every process.
@@ -106,6 +110,9 @@ class _Replay:
     def __init__(self, sides: Mapping[str, Side], no_sync: Callable[[], AbstractContextManager] | None) -> None:
         self.sides = dict(sides)
         self.no_sync = no_sync
+        # DDP prepares itself in the forward pass whose backward pass travels: nothing may come in between.
+        self.keeps = torch.is_grad_enabled() and no_sync is None
+        self.kept: dict[str, Tensor] = {}  # each side's last embeddings, with their graph
         self.conditions: dict[str, list[_Conditions]] = {}
         self.rows: dict[str, list[int]] = {}
 
@@ -113,9 +120,13 @@ class _Replay:
         """Step (1)."""
         for name, side in self.sides.items():
             self.conditions[name], parts = [], []
-            for chunk in side.chunks:
-                self.conditions[name].append(_Conditions.now())
-                parts.append(side.embed(chunk).detach())
+            for number, chunk in enumerate(side.chunks):
+                if self.keeps and number == len(side.chunks) - 1:
+                    self.kept[name] = self._embed_with_graph(name, number)
+                    parts.append(self.kept[name].detach())
+                else:
+                    self.conditions[name].append(_Conditions.now())
+                    parts.append(side.embed(chunk).detach())
             if len(parts) > 1 and any(part.ndim == 0 for part in parts):
                 raise ValueError(f"{name}: a side without rows, such as a temperature, must be a single chunk.")
             self.rows[name] = [len(part) if part.ndim else 1 for part in parts]
@@ -123,14 +134,18 @@ class _Replay:
         torch.clear_autocast_cache()  # weights cast without a graph would be used again by the second pass
 
     def second_pass(self, grads: Sequence[Tensor]) -> None:
-        """Step (3), one chunk at a time; with ``no_sync``, the last chunks of all sides together and synchronised."""
+        """Step (3), one chunk at a time: the kept ones first; with ``no_sync`` all last ones together, synchronised."""
         parts = {
             name: grad.split(self.rows[name]) if grad.ndim else (grad,)
             for name, grad in zip(self.sides, grads, strict=True)
         }
         last = {name: len(part) - 1 for name, part in parts.items()}
+        for name, embedded in self.kept.items():
+            if embedded.requires_grad:
+                torch.autograd.backward(embedded, parts[name][-1])
+        self.kept.clear()
         for name, part in parts.items():
-            for number in range(len(part) if self.no_sync is None else last[name]):
+            for number in range(last[name]):
                 with nullcontext() if self.no_sync is None else self.no_sync():
                     embedded = self._embed_again(name, number)
                     if not embedded.requires_grad:
@@ -145,9 +160,14 @@ class _Replay:
                 torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
 
     def _embed_again(self, name: str, number: int) -> Tensor:
-        with self.conditions[name][number].replayed(), torch.enable_grad():
+        with self.conditions[name][number].replayed():
+            return self._embed_with_graph(name, number)
+
+    def _embed_with_graph(self, name: str, number: int) -> Tensor:
+        torch.clear_autocast_cache()  # casts made without a graph, or of another chunk's graph
+        with torch.enable_grad():
             embedded = self.sides[name].embed(self.sides[name].chunks[number])
-        torch.clear_autocast_cache()  # the next chunk's graph must not run through this chunk's casts
+        torch.clear_autocast_cache()
         return embedded
 
 

@@ -1,7 +1,7 @@
 """The cached gradients against the same chunks embedded once, with everything that makes a second pass differ."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -229,9 +229,11 @@ def test_dropout_on_cuda_is_replayed() -> None:
     assert_same(*results)
 
 
-def test_one_chunk_of_activations_at_a_time() -> None:
-    """Between the passes nothing is kept but the embeddings; in the second pass, one chunk's graph."""
+@pytest.mark.parametrize("no_sync", [None, nullcontext], ids=["alone", "DDP"])
+def test_one_chunk_of_each_side_at_most(no_sync: Callable | None) -> None:
+    """Between the passes only the last chunk of each side has a graph, under DDP none; then one more at a time."""
     _, sides = make(1)
+    assert min(len(side.chunks) for name, side in sides.items() if name != "temperature") > 1
     alive, most = 0, 0
 
     class Watch(torch.autograd.Function):
@@ -252,10 +254,10 @@ def test_one_chunk_of_activations_at_a_time() -> None:
     sides = {
         name: Side(partial(lambda embed, c: Watch.apply(embed(c)), s.embed), s.chunks) for name, s in sides.items()
     }
-    loss = joint_loss(cached_embeddings(sides))
-    assert alive == 0
+    loss = joint_loss(cached_embeddings(sides, no_sync=no_sync))
+    assert alive == (len(sides) if no_sync is None else 0)
     loss.backward()
-    assert (alive, most) == (0, 1)
+    assert (alive, most) == (0, len(sides))
 
 
 def test_without_gradients_it_only_embeds() -> None:
