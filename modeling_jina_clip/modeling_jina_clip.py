@@ -125,7 +125,7 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width)."""
-        return self.vision_model(pixel_values=pixel_values, **kwargs).pooler_output
+        return self.vision_model(pixel_values=pixel_values, pooled_only=True, **kwargs).pooler_output
 
     def initialize_towers(
         self, text: str | Path | Mapping | None = None, vision: str | Path | Mapping | None = None
@@ -159,10 +159,12 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         return_loss: bool | None = None,
+        pooled_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> JinaCLIPOutput:
         """Embed texts, images or both.
 
+        ``pooled_only`` saves the image tower what only ``last_hidden_state`` needs (see ``JinaCLIPVisionModel``).
         With both, logits over all pairs are returned too, and with ``return_loss`` CLIP's loss, for which text i
         belongs to image i. Raises ``ValueError`` when both are absent, or when the loss is asked for unequal batches.
         """
@@ -173,7 +175,7 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
             output.text_model_output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             output.text_embeds = F.normalize(output.text_model_output.pooler_output, dim=-1)  # (T, D)
         if pixel_values is not None:
-            output.vision_model_output = self.vision_model(pixel_values=pixel_values, **kwargs)
+            output.vision_model_output = self.vision_model(pixel_values, pooled_only, **kwargs)
             output.image_embeds = F.normalize(output.vision_model_output.pooler_output, dim=-1)  # (I, D)
         if output.text_embeds is not None and output.image_embeds is not None:
             cosine = output.text_embeds @ output.image_embeds.to(output.text_embeds.device).T  # (T, I)

@@ -27,6 +27,8 @@ from .strict_loading import StrictLoadingMixin
 from .text_positions import attention_dtype
 
 ROPE_THETA = 10000.0
+# Rows of a sequence: the class token stands first.
+CLASS_ROW, ALL_ROWS = slice(0, 1), slice(None)
 # Shares of patches are counted in these: torch.compile takes an integer of a module as it stands, a float as unknown.
 SHARES = 2**20
 
@@ -147,17 +149,19 @@ class JinaCLIPVisionAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         rope: tuple[torch.Tensor, torch.Tensor],
+        rows: slice,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch, length, width = hidden_states.shape
-        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        asking = hidden_states[:, rows]
+        query, key, value = self.q_proj(asking), self.k_proj(hidden_states), self.v_proj(hidden_states)
         if self.q_bias is not None:
             query, value = query + self.q_bias.to(query.dtype), value + self.v_bias.to(value.dtype)
 
         def heads_first(states: torch.Tensor) -> torch.Tensor:
-            return states.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, 1+N, D)
+            return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, 1+N, D)
 
-        query, key = apply_rope(heads_first(query), *rope), apply_rope(heads_first(key), *rope)
+        query = apply_rope(heads_first(query), *(table[..., rows, :] for table in rope))
+        key = apply_rope(heads_first(key), *rope)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -166,7 +170,7 @@ class JinaCLIPVisionAttention(nn.Module):
         context, weights = attend(
             self, query, key, heads_first(value), None, dropout=0.0, scaling=self.scaling, **kwargs
         )
-        return self.proj(self.inner_attn_ln(context.reshape(batch, length, width))), weights
+        return self.proj(self.inner_attn_ln(context.reshape(asking.shape))), weights
 
 
 class JinaCLIPVisionMLP(nn.Module):
@@ -200,10 +204,12 @@ class JinaCLIPVisionLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         rope: tuple[torch.Tensor, torch.Tensor],
+        rows: slice = ALL_ROWS,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attended, _ = self.attn(self.norm1(hidden_states), rope, **kwargs)
-        hidden_states = hidden_states + attended
+        """The tokens of ``rows``, each having looked at all tokens: (batch, rows, width)."""
+        attended, _ = self.attn(self.norm1(hidden_states), rope, rows, **kwargs)
+        hidden_states = hidden_states[:, rows] + attended
         return hidden_states + self.mlp(self.norm2(hidden_states))
 
 
@@ -305,9 +311,13 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutputWithPooling:
+    def forward(
+        self, pixel_values: torch.Tensor, pooled_only: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """Encode ``pixel_values`` (batch, 3, height, width). ``pooler_output`` is (batch, embed_dim), not normalised.
 
+        The output is the class token's alone. With ``pooled_only`` the last layer leaves out what no one reads then,
+        5/6 of its products, and ``last_hidden_state`` is (batch, 1, width), the class token.
         Raises ``ValueError`` when the patch size does not divide the image.
         """
         grid = self._grid(pixel_values)
@@ -318,7 +328,8 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
         if self.training and self.kept_shares < SHARES:
             tokens, rope = self._drop_patches(tokens, rope)
         rope = rope_with_cls(rope, attention_dtype(tokens))
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens, rope, **kwargs)
+        tokens = self.blocks[-1](tokens, rope, CLASS_ROW if pooled_only else ALL_ROWS, **kwargs)
         tokens = self.norm(tokens)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.head(tokens[:, 0]))

@@ -58,7 +58,7 @@ def encoder_inputs(batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
 
 def embed(model: nn.Module, features: Mapping[str, Tensor]) -> Tensor:
     """One part through the (wrapped) model: (rows, dim)."""
-    output = model(**features)
+    output = model(**features, pooled_only=True)
     return output.image_embeds if "pixel_values" in features else output.text_embeds
 
 

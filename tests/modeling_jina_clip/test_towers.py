@@ -293,3 +293,28 @@ def test_the_loss_needs_pairs() -> None:
         model(input_ids=ids, pixel_values=torch.randn(2, 3, 32, 32), return_loss=True)
     with pytest.raises(ValueError, match="got neither"):
         model()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("patch_dropout", [0.0, 0.5])
+def test_pooled_only_changes_no_vector_and_no_gradient(attention: str, patch_dropout: float) -> None:
+    """The last layer for the class token alone, against all of it."""
+    tower = vision_tower().train()
+    tower.set_attn_implementation(attention)
+    tower.set_patch_dropout(patch_dropout)
+    pixels, weights, found = torch.randn(2, 3, 32, 32), torch.randn(2, 48), []
+    for pooled_only in (False, True):
+        torch.manual_seed(1)
+        output = tower(pixels, pooled_only=pooled_only)
+        assert output.last_hidden_state.shape[1] == (1 if pooled_only else output.last_hidden_state.shape[1])
+        tower.zero_grad()
+        (output.pooler_output * weights).sum().backward()
+        found.append((output.pooler_output, {name: p.grad.clone() for name, p in tower.named_parameters()}))
+    (whole, expected), (pooled, gradients) = found
+    torch.testing.assert_close(pooled, whole, rtol=0, atol=1e-6)
+    for name, gradient in gradients.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=0, atol=1e-5 * scale + 1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert expected["blocks.0.mlp.w1.weight"].abs().max() > 1e-6
