@@ -213,7 +213,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
     trainer = make_trainer(tmp_path, callbacks=[Poison(4, gradient)])
     with pytest.raises(NonFiniteError, match=message):
         trainer.train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "sources"]
     assert damage(tmp_path / "checkpoint-4") is None
 
 
