@@ -2,10 +2,11 @@
 
 Every round runs each variant once, so that whatever else the machine does falls on all of them; the first round warms
 up. Prints the median seconds with quartiles, the ratio to ``published fp32``, and the largest difference of a vector.
-``timm`` is a peer for images where it can be imported; so is a bare chain of the same matrix products (the ceiling).
+The bare chain of all layers' matrix products is the ceiling of an implementation that leaves none out. With
+``--peers .peers`` (made by ``make peers``) timm's EVA02 of the same shape runs too.
 
     python benchmarks/encode_speed.py text [--rounds 7] [--texts 192]
-    python benchmarks/encode_speed.py image [--rounds 7] [--images 32]
+    python benchmarks/encode_speed.py image [--rounds 7] [--images 32] [--peers .peers]
     python benchmarks/encode_speed.py memory [--tokens 8192]
 """
 
@@ -93,7 +94,27 @@ def text_variants(count: int) -> dict[str, Variant]:
     }
 
 
-def image_variants(count: int) -> dict[str, Variant]:
+def timm_variants(folder: str, processor: JinaCLIPImageProcessor, images: list[np.ndarray]) -> dict[str, Variant]:
+    """timm's model as its users run it, in batches of 16 from the same processor."""
+    from tests.modeling_jina_clip.peer_features import import_peers
+
+    timm, _ = import_peers(folder)
+
+    def variant(dtype: torch.dtype) -> Variant:
+        tower = timm.create_model("eva02_base_patch16_clip_224", num_classes=0).eval().to(dtype)
+
+        @torch.inference_mode()
+        def run() -> np.ndarray:
+            batches = [processor(images[i : i + 16], return_tensors="pt") for i in range(0, len(images), 16)]
+            vectors = [tower(batch["pixel_values"].to(dtype)) for batch in batches]
+            return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=-1).numpy()[:, :1]  # other weights
+
+        return run
+
+    return {"timm fp32": variant(torch.float32), "timm bf16": variant(torch.bfloat16)}
+
+
+def image_variants(count: int, peers: str | None) -> dict[str, Variant]:
     """As for texts; images are arrays of the model's own size, so that no decoder takes part."""
     plain, half = make_model(torch.float32), make_model(torch.bfloat16)
     config = plain.config.vision_config
@@ -110,7 +131,7 @@ def image_variants(count: int) -> dict[str, Variant]:
         "ours bf16": lambda: half.encode_image(images, batch_size=16),
         "products fp32": chain_of_products(shapes, torch.float32),
         "products bf16": chain_of_products(shapes, torch.bfloat16),
-    }
+    } | (timm_variants(peers, plain.processor.image_processor, images) if peers else {})
 
 
 def compare(variants: dict[str, Variant], rounds: int) -> None:
@@ -157,12 +178,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--texts", type=int, default=192)
     parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--peers", help="folder that has timm, for images")
     parser.add_argument("--tokens", type=int, default=8192)
     options = parser.parse_args()
     if options.side == "memory":
         return peak_memory(options.tokens)
-    variants = text_variants(options.texts) if options.side == "text" else image_variants(options.images)
-    compare(variants, options.rounds)
+    text = options.side == "text"
+    compare(text_variants(options.texts) if text else image_variants(options.images, options.peers), options.rounds)
 
 
 if __name__ == "__main__":
