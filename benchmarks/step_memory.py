@@ -50,7 +50,7 @@ def step(model: JinaCLIPModel, parts: Mapping[str, Mapping[str, torch.Tensor]], 
         return embedder(model, part)
 
     embedder = PartEmbedder([0.5] * 3, [0.25] * 3, torch.device("cpu"))
-    sides = {name: Side(embed, pieces) for name, (pieces, _) in chunks_of(parts, chunk).items()}
+    sides = {name: Side(embed, pieces) for name, (pieces, _) in chunks_of(parts, chunk, 16).items()}
     sides["temperature"] = Side(lambda _: clamped_temperature(model.logit_scale), [None])
     vectors = cached_embeddings(sides)
     loss = info_nce(vectors["image"], vectors["caption"], vectors["temperature"], tile_size=TILE)

@@ -44,28 +44,41 @@ class PartEmbedder:
 
 
 def chunks_of(
-    parts: Mapping[str, Mapping[str, Tensor]], size: int
+    parts: Mapping[str, Mapping[str, Tensor]], size: int, patch_size: int
 ) -> dict[str, tuple[list[dict[str, Tensor]], Tensor | None]]:
-    """The parts of a step in chunks of as much work as ``size`` rows of its longest text, or ``size`` pictures.
+    """The parts of a step in chunks of as many tokens as ``size`` rows of its longest text, or ``size`` pictures.
 
-    Texts are sorted by length, and each chunk is cut to its own longest; of short texts a chunk takes more rows. So
-    little padding is embedded, and a step has few chunks: each one adds its gradients to those of all weights.
+    Texts are sorted by length, and each chunk is cut to its own longest; of short texts a chunk takes more rows, and
+    so it does of pictures whose patches are fewer than the longest text's tokens. So little padding is embedded, and a
+    step has few chunks: each one adds its gradients to those of all weights, and the last of a part is embedded once.
+
+    Args:
+        parts: the step's parts, each with the arguments of the model's forward.
+        size: rows of a chunk where all are as long as the longest text; at least so many pictures.
+        patch_size: side of an image patch in pixels.
 
     Returns:
         for each part its chunks; and for texts the order (rows,) that puts the chunks' rows back in their place:
         embeddings of the chunks in a row, ``embeddings[order]``. None for pictures, which keep their order.
 
     >>> mask = (torch.arange(24) < torch.tensor([24, 2, 3])[:, None]).long()
-    >>> chunks, order = chunks_of({"query": {"input_ids": mask * 7, "attention_mask": mask}}, 1)["query"]
+    >>> chunks, order = chunks_of({"query": {"input_ids": mask * 7, "attention_mask": mask}}, 1, 16)["query"]
     >>> [tuple(chunk["input_ids"].shape) for chunk in chunks], order.tolist()
     ([(2, 8), (1, 24)], [2, 0, 1])
     """
     texts = [part["attention_mask"] for part in parts.values() if "attention_mask" in part]
     budget = size * max((mask.shape[1] for mask in texts), default=0)
     return {
-        name: _text_chunks(part, budget) if "attention_mask" in part else (split_rows(part, size), None)
+        name: _text_chunks(part, budget)
+        if "attention_mask" in part
+        else (split_rows(part, max(size, budget // _tokens(part["pixel_values"], patch_size))), None)
         for name, part in parts.items()
     }
+
+
+def _tokens(pixels: Tensor, patch_size: int) -> int:
+    """Tokens of a picture of (batch, 3, height, width): its patches and the class token."""
+    return 1 + (pixels.shape[-2] // patch_size) * (pixels.shape[-1] // patch_size)
 
 
 def _text_chunks(part: Mapping[str, Tensor], budget: int) -> tuple[list[dict[str, Tensor]], Tensor]:

@@ -318,7 +318,7 @@ class JinaCLIPTrainer(Trainer):
         size = self.args.gradient_cache_chunk_size
         if size is None:
             return {name: self._embed(model, part) for name, part in parts.items()} | {"temperature": temperature(None)}
-        chunks = chunks_of(parts, size)
+        chunks = chunks_of(parts, size, self.model.config.vision_config.patch_size)
         sides = {name: Side(partial(self._embed, model), pieces) for name, (pieces, _) in chunks.items()}
         sides["temperature"] = Side(temperature, [None])
         embeddings = cached_embeddings(sides, no_sync=getattr(model, "no_sync", None))

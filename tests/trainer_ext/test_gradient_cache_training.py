@@ -95,7 +95,7 @@ def test_lora_adapters_get_the_gradients_of_one_pass(towers: str) -> None:
     found = []
     for way in (cached_embeddings, embed_once):
         torch.manual_seed(1)
-        chunks = chunks_of(parts, 3)
+        chunks = chunks_of(parts, 3, model.config.vision_config.patch_size)
         vectors = way({name: Side(embed, pieces) for name, (pieces, _) in chunks.items()})
         info_nce(vectors["image"], vectors["caption"][chunks["caption"][1]]).backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})

@@ -35,7 +35,7 @@ def test_chunks_hold_every_row_once_and_come_back_in_order(size: int) -> None:
     ids = torch.randint(4, 60, (10, 21), generator=generator) * mask
     longer = {"input_ids": torch.full((2, 30), 5), "attention_mask": torch.ones(2, 30, dtype=torch.long)}
     parts = {"query": {"input_ids": ids, "attention_mask": mask}, "positive": longer}
-    chunks, order = chunks_of(parts, size)["query"]
+    chunks, order = chunks_of(parts, size, 16)["query"]
     padded = [nn.functional.pad(chunk["input_ids"], (0, 21 - chunk["input_ids"].shape[1])) for chunk in chunks]
     assert torch.equal(torch.cat(padded)[order], ids)
     for chunk in chunks:
@@ -53,8 +53,16 @@ def test_chunks_hold_every_row_once_and_come_back_in_order(size: int) -> None:
 
 
 def test_pictures_keep_their_order() -> None:
-    pixels = torch.arange(5).view(5, 1, 1, 1)
-    chunks, order = chunks_of({"image": {"pixel_values": pixels}}, 2)["image"]
+    pixels = torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 8, 12)
+    chunks, order = chunks_of({"image": {"pixel_values": pixels}}, 2, 4)["image"]
     assert order is None
     assert [len(chunk["pixel_values"]) for chunk in chunks] == [2, 2, 1]
     assert torch.equal(torch.cat([chunk["pixel_values"] for chunk in chunks]), pixels)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(3, [2, 2, 1]), (7, [2, 2, 1]), (14, [4, 1]), (99, [5])])
+def test_small_pictures_fill_a_chunk_like_texts(tokens: int, rows: list[int]) -> None:
+    """A picture of 8 x 12 pixels has 6 patches of 4 pixels, 7 tokens; a chunk is worth two of the longest text."""
+    ids = torch.ones(5, tokens, dtype=torch.long)
+    parts = {"image": {"pixel_values": torch.zeros(5, 3, 8, 12)}, "caption": {"input_ids": ids, "attention_mask": ids}}
+    assert [len(chunk["pixel_values"]) for chunk in chunks_of(parts, 2, 4)["image"][0]] == rows
