@@ -62,14 +62,12 @@ def st_trainer(folder: Path, attention: str, recipe: Recipe, options: argparse.N
 
 
 def against_sentence_transformers(options: argparse.Namespace, folder: Path) -> None:
-    """Ours and theirs with both attention backends."""
+    """Theirs, ours, and ours with the last chunks kept, for each attention backend."""
     path = preset(options.width, folder)
     trainers: dict[str, Any] = {}
     for attention in options.attention:
-        recipe = joint_recipe(
-            path, options.rows, options.steps, f"attn_implementation={attention}", "bf16=false",
-            f"gradient_cache_chunk_size={options.chunk}",
-        )  # fmt: skip
+        settings = [f"attn_implementation={attention}", "bf16=false", f"gradient_cache_chunk_size={options.chunk}"]
+        recipe = joint_recipe(path, options.rows, options.steps, *settings)
         model, processor, tables = start(recipe)
         options.optimizer = recipe.training.get("optim", "adamw_torch_fused")
         model.save_pretrained(folder / attention / "model")
@@ -78,6 +76,8 @@ def against_sentence_transformers(options: argparse.Namespace, folder: Path) -> 
         theirs = st_trainer(folder / attention / "hub", attention, recipe, options, tables)
         trainers[f"sentence-transformers, {attention}"] = theirs
         trainers[f"ours, {attention}"] = our_trainer(recipe, folder / attention / "out", model, processor, tables)
+        recipe = joint_recipe(path, options.rows, options.steps, *settings, "gradient_cache_keep_last=true")
+        trainers[f"ours, {attention}, keep_last"] = our_trainer(recipe, folder / attention / "kept", *start(recipe))
     times = interleave(trainers, options.rounds)
     title = f"fp32, width {options.width}, {options.rows} + {options.rows} pairs, chunks of {options.chunk}"
     table(times, 2 * options.rows, title)
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--compare", choices=["sentence-transformers", "bf16"], default="sentence-transformers")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256, 512, 768])
-    parser.add_argument("--attention", nargs="+", default=["sdpa", "eager"])
+    parser.add_argument("--attention", nargs="+", default=["sdpa"])
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5, help="of one block; the first of each is not counted")

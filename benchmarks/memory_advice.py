@@ -1,8 +1,7 @@
 """The tables of docs/memory.md: GPU memory of a joint step, computed: ``python benchmarks/memory_advice.py``.
 
-Nothing runs on a GPU. Activations are those that autograd keeps for the backward pass of one chunk of every part under
-bf16 autocast, counted by its saved-tensor hooks on tensors without data. The rest is arithmetic; docs/memory.md has the
-formula.
+Nothing runs on a GPU. Activations are those that autograd keeps for the backward pass of one chunk under bf16 autocast,
+counted by its saved-tensor hooks on tensors without data. The rest is arithmetic; docs/memory.md has the formula.
 """
 
 import argparse
@@ -106,7 +105,7 @@ def main() -> None:
                     f"| {name} | {weights / 1e6:.0f}M | {size} | {words} | {image / 2**20:.1f} | {text / 2**20:.1f} |",
                     flush=True,
                 )
-                rows.append((name, size, words, weights, config.projection_dim, image + (PARTS - 1) * text))
+                rows.append((name, size, words, weights, config.projection_dim, max(image, text)))
     print(f"\nLargest chunk for an effective batch of {options.batch:,}\n")
     print("| model | resolution | checkpointing | " + " | ".join(f"{card} GB" for card in options.cards) + " |")
     print("|---|--:|---|" + "--:|" * len(options.cards))

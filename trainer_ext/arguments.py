@@ -79,6 +79,12 @@ class JinaCLIPTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Embed this many rows at a time, of short texts more, and keep no other activations."},
     )
+    gradient_cache_keep_last: bool = field(
+        default=False,
+        metadata={
+            "help": "Embed the last chunk of each part once, not twice; all of them are then in memory together."
+        },
+    )
     tile_size: int | None = field(
         default=None, metadata={"help": "Compute losses in square tiles of this many rows, never the whole matrix."}
     )
@@ -115,6 +121,8 @@ class JinaCLIPTrainingArguments(TrainingArguments):
             )
         if self.ema_decay is not None and (self.fsdp or self.deepspeed):
             raise ValueError("ema_decay averages whole weights, which FSDP and DeepSpeed cut into pieces; leave it out")
+        if self.gradient_cache_keep_last and self.gradient_cache_chunk_size is None:
+            raise ValueError("gradient_cache_keep_last needs chunks; set gradient_cache_chunk_size, or leave it out")
         for name in ("gradient_cache_chunk_size", "tile_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

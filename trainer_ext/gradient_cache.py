@@ -7,8 +7,8 @@ A contrastive loss needs all embeddings of the batch at once, but not all activa
     (3) embed every chunk again, now with a graph and the same random numbers, and send its rows of that gradient
         through it. Only one chunk's activations are alive at a time.
 
-The last chunk of each side is spared (3): its graph is kept from (1), so that one chunk of every side is alive while
-the loss is computed, whatever the batch. DDP has no use for that, see ``no_sync``.
+With ``keep_last`` the last chunk of each side is spared (3): its graph is kept from (1), so that one chunk of every
+side is alive while the loss is computed.
 
 ``cached_embeddings`` returns ordinary tensors and (3) runs inside the caller's ``loss.backward()``. So it fits into
 ``compute_loss`` of transformers' Trainer: whatever scales the loss afterwards (gradient accumulation, the fp16
@@ -58,16 +58,21 @@ def split_rows(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]
 
 
 def cached_embeddings(
-    sides: Mapping[str, Side], *, no_sync: Callable[[], AbstractContextManager] | None = None
+    sides: Mapping[str, Side],
+    *,
+    no_sync: Callable[[], AbstractContextManager] | None = None,
+    keep_last: bool = False,
 ) -> dict[str, Tensor]:
     """The embeddings of every side, as if embedded in one go, at the memory of one chunk.
 
     Args:
-        sides: what to embed, by name; embedded in this order, chunk by chunk. The fewer chunks, the larger the share
-            that is embedded once instead of twice.
+        sides: what to embed, by name; embedded in this order, chunk by chunk.
         no_sync: for a model in DDP, its ``no_sync`` method (``accelerator.no_sync`` bound to the model does as
             well): gradients then travel once, with the last chunk of every side, which are embedded together. For
             FSDP2, ``accelerator.no_sync`` too, or nothing; it wants the same number of chunks on every process.
+        keep_last: embed the last chunk of each side once instead of twice, at the memory of one chunk of every side;
+            the fewer chunks, the more it saves. Without effect under DDP, which prepares itself in the forward pass
+            whose backward pass travels: nothing may come in between.
 
     Random numbers (dropout, patch dropout) drawn from torch's global generators and the autocast state are replayed,
     so the gradients are those of the same chunks embedded once. A generator of the model's own is not; nor may
@@ -84,7 +89,7 @@ def cached_embeddings(
     """
     if empty := [name for name, side in sides.items() if len(side.chunks) == 0]:
         raise ValueError(f"nothing to embed for {empty}: leave a side out rather than giving it no chunks.")
-    replay = _Replay(sides, no_sync)
+    replay = _Replay(sides, no_sync, keep_last and no_sync is None and torch.is_grad_enabled())
     # A Function whose inputs need no gradient has outputs that need none; this one's inputs are the parameters, which
     # it does not know. So it is given something that does.
     anchor = torch.zeros((), requires_grad=True)
@@ -107,11 +112,10 @@ class _CachedEmbeddings(torch.autograd.Function):
 class _Replay:
     """Both passes over the chunks of all sides, with what must be remembered in between."""
 
-    def __init__(self, sides: Mapping[str, Side], no_sync: Callable[[], AbstractContextManager] | None) -> None:
-        self.sides = dict(sides)
-        self.no_sync = no_sync
-        # DDP prepares itself in the forward pass whose backward pass travels: nothing may come in between.
-        self.keeps = torch.is_grad_enabled() and no_sync is None
+    def __init__(
+        self, sides: Mapping[str, Side], no_sync: Callable[[], AbstractContextManager] | None, keeps: bool
+    ) -> None:
+        self.sides, self.no_sync, self.keeps = dict(sides), no_sync, keeps
         self.kept: dict[str, Tensor] = {}  # each side's last embeddings, with their graph
         self.conditions: dict[str, list[_Conditions]] = {}
         self.rows: dict[str, list[int]] = {}
@@ -140,12 +144,13 @@ class _Replay:
             for name, grad in zip(self.sides, grads, strict=True)
         }
         last = {name: len(part) - 1 for name, part in parts.items()}
+        apart = self.keeps or self.no_sync is not None  # the last chunks have a way of their own
         for name, embedded in self.kept.items():
             if embedded.requires_grad:
                 torch.autograd.backward(embedded, parts[name][-1])
         self.kept.clear()
         for name, part in parts.items():
-            for number in range(last[name]):
+            for number in range(last[name] if apart else len(part)):
                 with nullcontext() if self.no_sync is None else self.no_sync():
                     embedded = self._embed_again(name, number)
                     if not embedded.requires_grad:

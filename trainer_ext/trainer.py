@@ -321,7 +321,9 @@ class JinaCLIPTrainer(Trainer):
         chunks = chunks_of(parts, size, self.model.config.vision_config.patch_size)
         sides = {name: Side(partial(self._embed, model), pieces) for name, (pieces, _) in chunks.items()}
         sides["temperature"] = Side(temperature, [None])
-        embeddings = cached_embeddings(sides, no_sync=getattr(model, "no_sync", None))
+        embeddings = cached_embeddings(
+            sides, no_sync=getattr(model, "no_sync", None), keep_last=self.args.gradient_cache_keep_last
+        )
         orders = {name: order.to(self.args.device) for name, (_, order) in chunks.items() if order is not None}
         return embeddings | {name: embeddings[name][order] for name, order in orders.items()}
 

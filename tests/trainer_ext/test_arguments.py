@@ -28,6 +28,7 @@ def test_listed_names_are_arguments_of_the_base_class(name: str) -> None:
         ({"text_temperature": 0.0}, "text_temperature is 0.0"),
         ({"text_temperature": -0.1}, "above 0"),
         ({"gradient_cache_chunk_size": 0}, "gradient_cache_chunk_size is 0"),
+        ({"gradient_cache_keep_last": True}, "set gradient_cache_chunk_size, or leave it out"),
         ({"tile_size": -4}, "tile_size is -4"),
         ({"false_negatives": "drop"}, "false_negatives is 'drop'; use one of mask, positive, keep"),
         ({"save_only_model": True}, "save_only_model cannot be used"),

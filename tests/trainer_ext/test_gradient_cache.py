@@ -82,9 +82,9 @@ def run(embed: Callable, model: Towers, sides: dict[str, Side], scale: float = 1
     return loss.detach(), gradients(model), torch.rand(3)
 
 
-@pytest.mark.parametrize("no_sync", [None, "counted"])
+@pytest.mark.parametrize(("no_sync", "keep_last"), [(None, False), (None, True), ("counted", False), ("counted", True)])
 @pytest.mark.parametrize("chunk", [1, 3, 4, ROWS, 100])
-def test_equals_the_single_pass_under_dropout(chunk: int, no_sync: str | None) -> None:
+def test_equals_the_single_pass_under_dropout(chunk: int, no_sync: str | None, keep_last: bool) -> None:
     """All sides, a shared tower, the temperature; chunk sizes that do not divide; the random stream goes on alike."""
     model, sides = make(chunk)
     entered = []
@@ -94,7 +94,7 @@ def test_equals_the_single_pass_under_dropout(chunk: int, no_sync: str | None) -
         entered.append(1)
         yield
 
-    embed = cached_embeddings if no_sync is None else partial(cached_embeddings, no_sync=counted)
+    embed = partial(cached_embeddings, no_sync=None if no_sync is None else counted, keep_last=keep_last)
     loss, grads, after = run(embed, model, sides)
     expected_loss, expected, expected_after = run(embed_once, model, sides)
     assert loss.item() == expected_loss.item()
@@ -123,11 +123,12 @@ def test_scales_with_the_loss() -> None:
     assert_same(quarter, {name: grad * 0.25 for name, grad in full.items()})
 
 
-def test_accumulates_over_micro_batches() -> None:
+@pytest.mark.parametrize("keep_last", [False, True])
+def test_accumulates_over_micro_batches(keep_last: bool) -> None:
     model, first = make(4)
     second = {name: Side(side.embed, list(reversed(side.chunks))) for name, side in first.items()}
     results = []
-    for embed in (cached_embeddings, embed_once):
+    for embed in (partial(cached_embeddings, keep_last=keep_last), embed_once):
         torch.manual_seed(5)
         for sides in (first, second):
             (joint_loss(embed(sides)) / 2).backward()
@@ -135,12 +136,13 @@ def test_accumulates_over_micro_batches() -> None:
     assert_same(*results)
 
 
+@pytest.mark.parametrize("keep_last", [False, True])
 @pytest.mark.parametrize("around", ["embedding", "everything"])
-def test_autocast_is_replayed(around: str) -> None:
+def test_autocast_is_replayed(around: str, keep_last: bool) -> None:
     """bf16 autocast, with the backward pass outside it (as Trainer does) or within it."""
     model, sides = make(4)
     results = []
-    for embed in (cached_embeddings, embed_once):
+    for embed in (partial(cached_embeddings, keep_last=keep_last), embed_once):
         torch.manual_seed(5)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = joint_loss(embed(sides))
@@ -168,13 +170,14 @@ def test_no_autocast_is_replayed_too() -> None:
     assert set(dtypes) == {torch.float32}
 
 
+@pytest.mark.parametrize("keep_last", [False, True])
 @pytest.mark.parametrize("no_sync", [None, torch.enable_grad])
-def test_a_frozen_tower_is_left_alone(no_sync: Callable | None) -> None:
+def test_a_frozen_tower_is_left_alone(no_sync: Callable | None, keep_last: bool) -> None:
     model, sides = make(4)
     model.image.requires_grad_(False)
     calls = []
     model.image.register_forward_hook(lambda *_: calls.append(1))
-    _, grads, _ = run(partial(cached_embeddings, no_sync=no_sync), model, sides)
+    _, grads, _ = run(partial(cached_embeddings, no_sync=no_sync, keep_last=keep_last), model, sides)
     assert len(calls) <= len(sides["image"].chunks) + 2  # not all of it a second time
     _, expected, _ = run(embed_once, model, sides)
     assert_same(grads, expected)
@@ -230,8 +233,9 @@ def test_dropout_on_cuda_is_replayed() -> None:
 
 
 @pytest.mark.parametrize("no_sync", [None, nullcontext], ids=["alone", "DDP"])
-def test_one_chunk_of_each_side_at_most(no_sync: Callable | None) -> None:
-    """Between the passes only the last chunk of each side has a graph, under DDP none; then one more at a time."""
+@pytest.mark.parametrize("keep_last", [False, True])
+def test_how_many_chunks_are_alive(no_sync: Callable | None, keep_last: bool) -> None:
+    """None between the passes and one at a time; of kept ones, and under DDP at the end, one of each side."""
     _, sides = make(1)
     assert min(len(side.chunks) for name, side in sides.items() if name != "temperature") > 1
     alive, most = 0, 0
@@ -254,10 +258,10 @@ def test_one_chunk_of_each_side_at_most(no_sync: Callable | None) -> None:
     sides = {
         name: Side(partial(lambda embed, c: Watch.apply(embed(c)), s.embed), s.chunks) for name, s in sides.items()
     }
-    loss = joint_loss(cached_embeddings(sides, no_sync=no_sync))
-    assert alive == (len(sides) if no_sync is None else 0)
+    loss = joint_loss(cached_embeddings(sides, no_sync=no_sync, keep_last=keep_last))
+    assert alive == (len(sides) if keep_last and no_sync is None else 0)
     loss.backward()
-    assert (alive, most) == (0, len(sides))
+    assert (alive, most) == (0, len(sides) if keep_last or no_sync else 1)
 
 
 def test_without_gradients_it_only_embeds() -> None:

@@ -22,7 +22,7 @@ from trainer_ext.step_parts import PartEmbedder, chunks_of
 SGD = ["optim=sgd", "max_grad_norm=0", *(f"stages.{stage}.learning_rate=1e-1" for stage in range(3))]
 
 
-def embed_once(sides: Mapping[str, Side], *, no_sync: Any = None) -> dict[str, Tensor]:
+def embed_once(sides: Mapping[str, Side], *, no_sync: Any = None, keep_last: bool = False) -> dict[str, Tensor]:
     """What the cache saves: every chunk embedded once, all graphs kept until the loss."""
     parts = {name: [side.embed(chunk) for chunk in side.chunks] for name, side in sides.items()}
     return {name: torch.cat(part) if part[0].ndim else part[0] for name, part in parts.items()}
@@ -40,6 +40,7 @@ def both_ways(run: Callable[[str], nn.Module], monkeypatch: pytest.MonkeyPatch) 
         pytest.param(["gradient_cache_chunk_size=1"], id="chunk 1"),
         pytest.param(["gradient_cache_chunk_size=3"], id="chunk 3"),
         pytest.param(["gradient_cache_chunk_size=100"], id="chunk 100"),
+        pytest.param(["gradient_cache_chunk_size=1", "gradient_cache_keep_last=true"], id="keep last"),
         pytest.param(["gradient_cache_chunk_size=1", "gradient_accumulation_steps=2"], id="accumulation"),
         pytest.param(["gradient_cache_chunk_size=3", "gradient_checkpointing=true"], id="checkpointing"),
         pytest.param(["gradient_cache_chunk_size=3", "tile_size=3"], id="tiles"),
