@@ -18,7 +18,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PIP_PROGRESS := sed -u -n -E 's/^ *(Downloading|Using cached|Processing) +(.*\/)?([^ /]+).*$$/    \3/p; s/^(Installing collected packages).*/    \1 .../p'
 NO_WARNINGS := sed -u '/^WARNING/d'
 
-.PHONY: help demo test test-slow test-app app peers bench check format clean
+.PHONY: help demo test test-slow test-min test-app app peers bench check format clean
 help: ## list the targets
 	@printf 'make TARGET, where TARGET is one of\n\n'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,16 @@ app: $(APP_STAMP) ## the search page over the demo's model and held-out pictures
 
 test-app: $(APP_STAMP) ## the search page in a real browser (needs Chromium)
 	$(OFFLINE) .venv-app/bin/python -m pytest -q tests/examples/test_app.py $(ARGS)
+
+MIN_STAMP := .venv-min/.installed
+$(MIN_STAMP): pyproject.toml constraints-min.txt
+	@$(PYTHON) -m venv .venv-min
+	@.venv-min/bin/pip install -q "$$(grep '^torch==' constraints-min.txt)" -c constraints-min.txt
+	@.venv-min/bin/pip install -q -e '.[demo,hub,peft]' pytest hypothesis -c constraints-min.txt
+	@touch $@
+
+test-min: $(MIN_STAMP) ## the model's tests with the lowest versions it declares
+	$(OFFLINE) .venv-min/bin/python -m pytest -q tests/modeling_jina_clip -m 'not slow and not gpu' $(ARGS)
 
 bench: $(STAMP) ## a training step's attention and packing; memory and time of the losses, plain and tiled
 	$(PY) benchmarks/training_step.py
