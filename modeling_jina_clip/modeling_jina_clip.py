@@ -32,6 +32,7 @@ from .tower_initialization import InitializationReport, initialize_text, initial
 from .attention_backends import flex_attention_forward as flex_attention_forward
 from .attention_functions import short_attention as short_attention
 from .checkpoint_keys import Rule as Rule
+from .cpu_products import faster_products as faster_products
 from .image_inputs import open_image as open_image
 from .image_processing_jina_clip import JinaCLIPImageProcessor as JinaCLIPImageProcessor
 from .image_urls import fetch_url as fetch_url

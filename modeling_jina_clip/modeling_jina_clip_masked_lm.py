@@ -16,6 +16,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_jina_clip import JinaCLIPTextConfig
+from .cpu_products import faster_products
 from .modeling_jina_clip_text import JinaCLIPTextModel, JinaCLIPTextPreTrainedModel
 from .tower_initialization import InitializationReport, initialize_masked_lm
 
@@ -53,7 +54,8 @@ class JinaCLIPTextPredictions(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.transform(hidden_states))
+        with faster_products(hidden_states):
+            return self.decoder(self.transform(hidden_states))
 
 
 class JinaCLIPTextMaskedLMHead(nn.Module):

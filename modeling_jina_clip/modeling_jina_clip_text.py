@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_backends import ALL_ATTENTION_FUNCTIONS, refuse_flash_with_alibi
 from .attention_functions import eager_attention_forward, is_short, short_attention
 from .configuration_jina_clip import JinaCLIPTextConfig
+from .cpu_products import faster_products
 from .strict_loading import StrictLoadingMixin
 from .text_adapters import AdaptedWeight, embedding_layer, linear_layer
 from .text_positions import TextPositions, attention_dtype, turn_halves
@@ -148,9 +149,10 @@ class JinaCLIPTextLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, positions: TextPositions, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        attended, _ = self.mixer(hidden_states, positions, **kwargs)
-        hidden_states = self.norm1(hidden_states + self.dropout(attended))
-        return self.norm2(hidden_states + self.dropout(self.mlp(hidden_states)))
+        with faster_products(hidden_states):
+            attended, _ = self.mixer(hidden_states, positions, **kwargs)
+            hidden_states = self.norm1(hidden_states + self.dropout(attended))
+            return self.norm2(hidden_states + self.dropout(self.mlp(hidden_states)))
 
 
 class JinaCLIPTextEncoder(nn.Module):

@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_backends import ALL_ATTENTION_FUNCTIONS
 from .attention_functions import eager_attention_forward, is_short, short_attention
 from .configuration_jina_clip import JinaCLIPVisionConfig
+from .cpu_products import faster_products
 from .strict_loading import StrictLoadingMixin
 from .text_positions import attention_dtype
 
@@ -122,7 +123,8 @@ class JinaCLIPVisionPatchEmbed(nn.Module):
         pixels = pixel_values[..., : rows * size, : columns * size]
         patches = pixels.unflatten(3, (columns, size)).unflatten(2, (rows, size))  # (B, 3, rows, p, columns, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * p * p)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (B, N, W)
+        with faster_products(patches):
+            return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (B, N, W)
 
 
 class JinaCLIPVisionAttention(nn.Module):
@@ -208,9 +210,10 @@ class JinaCLIPVisionLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """The tokens of ``rows``, each having looked at all tokens: (batch, rows, width)."""
-        attended, _ = self.attn(self.norm1(hidden_states), rope, rows, **kwargs)
-        hidden_states = hidden_states[:, rows] + attended
-        return hidden_states + self.mlp(self.norm2(hidden_states))
+        with faster_products(hidden_states):
+            attended, _ = self.attn(self.norm1(hidden_states), rope, rows, **kwargs)
+            hidden_states = hidden_states[:, rows] + attended
+            return hidden_states + self.mlp(self.norm2(hidden_states))
 
 
 class JinaCLIPVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
