@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import pandas
-from PIL import Image
 from transformers import set_seed
 
 from trainer_ext.arguments import training_arguments
@@ -23,6 +22,7 @@ from trainer_ext.evaluation import Task, evaluate, image_text_tasks, text_task
 from trainer_ext.initial_model import initial_model
 from trainer_ext.recipe import load_recipe
 from trainer_ext.report import Report
+from trainer_ext.run_folder import RunFolder
 from trainer_ext.trainer import JinaCLIPTrainer
 
 
@@ -52,25 +52,19 @@ def write_data(arguments: argparse.Namespace) -> list[Task]:
     train["file"] = [str((arguments.pictures / name).resolve()) for name in train["file"]]
     train.to_json(arguments.output_dir / "captions.jsonl", orient="records", lines=True)
     grouped = test.groupby("file", sort=False)["caption"].agg(list)
-    pictures = [Image.open(arguments.pictures / name).convert("RGB") for name in grouped.index]
+    pictures = [arguments.pictures / name for name in grouped.index]  # opened when they are encoded
     train, test = split(read_table(arguments.texts, ["query", "positive"], 20), "query")
     train.to_csv(arguments.output_dir / "pairs.csv", index=False)
     return [*image_text_tasks("pictures", pictures, list(grouped)), text_task("texts", test.to_numpy().tolist())]
 
 
 def tune(arguments: argparse.Namespace, tasks: list[Task], report: Report, name: str, overrides: list[str]) -> None:
-    """One run; its row joins the report, and before the first run the row of the model as it was."""
-    recipe = load_recipe(
-        "finetune",
-        [
-            f"model={arguments.model.resolve()}",
-            f"sources.pictures.location={arguments.output_dir.resolve() / 'captions.jsonl'}",
-            f"sources.texts.location={arguments.output_dir.resolve() / 'pairs.csv'}",
-            f"stages.0.steps={arguments.steps}",
-            *(f"stages.0.{side}.batch_size={arguments.batch_size}" for side in ("image_text", "text")),
-            *overrides,
-        ],
-    )
+    """One run, in a folder with its record and figures; its row joins the report, the first run's "before" too."""
+    out = arguments.output_dir.resolve()
+    values = [f"model={arguments.model.resolve()}", f"seed={arguments.seed}", f"stages.0.steps={arguments.steps}"]
+    values += [f"sources.pictures.location={out / 'captions.jsonl'}", f"sources.texts.location={out / 'pairs.csv'}"]
+    values += [f"stages.0.{side}.batch_size={arguments.batch_size}" for side in ("image_text", "text")]
+    recipe = load_recipe("finetune", [*values, *overrides])
     folder = arguments.output_dir / name.replace(" ", "-")
     set_seed(recipe.seed)
     model, processor = initial_model(recipe)
@@ -85,9 +79,13 @@ def tune(arguments: argparse.Namespace, tasks: list[Task], report: Report, name:
         train_dataset=load_sources(recipe.used_sources()),
         processing_class=processor,
     )
+    RunFolder(folder, recipe, sys.argv[1:]).claim()
     trainer.train()
     trainer.save_model(str(folder))
     report.add(name, measure())
+    own = Report(folder, tasks)  # where hub_upload.py looks for the figures of its card
+    own.rows = [report.rows[0], report.rows[-1]]
+    own.save()
 
 
 def main() -> None:
@@ -99,6 +97,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="a new folder for both runs")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=128, help="pairs of a step, of each kind (default 128)")
+    parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
     try:
         arguments.output_dir.mkdir(parents=True)

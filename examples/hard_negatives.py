@@ -25,6 +25,7 @@ from trainer_ext.evaluation import HardNegativeTask, Task, evaluate, text_task
 from trainer_ext.initial_model import initial_model
 from trainer_ext.recipe import load_recipe
 from trainer_ext.report import Report
+from trainer_ext.run_folder import RunFolder
 from trainer_ext.trainer import JinaCLIPTrainer
 
 NEGATIVES = 7  # as many as the paper
@@ -86,14 +87,13 @@ def main() -> None:
     if len(rows) < 20:
         sys.exit(f"only {len(rows)} queries have {NEGATIVES} hard negatives; give more pairs or a lower --margin.")
     arguments.output_dir.mkdir(parents=True)
-    held_out = range(0, len(rows), 10)
-    triplets = arguments.output_dir / "triplets.parquet"
+    held_out, triplets = range(0, len(rows), 10), arguments.output_dir / "triplets.parquet"
     rows.select([row for row in range(len(rows)) if row not in held_out]).to_parquet(triplets)
     tasks = tasks_of(rows.select(held_out))
 
     data = [f"model={Path(arguments.model).resolve()}", f"sources.mined.location={triplets.resolve()}"]
-    size = [f"stages.0.steps={arguments.steps}", f"stages.0.text.batch_size={arguments.batch_size}"]
-    recipe = load_recipe("hard_negatives", [*data, *size])
+    data += [f"stages.0.steps={arguments.steps}", f"stages.0.text.batch_size={arguments.batch_size}"]
+    recipe = load_recipe("hard_negatives", data)
     set_seed(recipe.seed)
     model, processor = initial_model(recipe)
     model.processor = processor
@@ -107,6 +107,7 @@ def main() -> None:
         train_dataset=load_sources(recipe.used_sources()),
         processing_class=processor,
     )
+    RunFolder(arguments.output_dir, recipe, sys.argv[1:]).claim()
     trainer.train()
     trainer.save_model(str(arguments.output_dir))
     report.add("after", measure())

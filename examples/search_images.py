@@ -13,11 +13,15 @@ import importlib.util
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+BATCH, THUMBNAIL = 8, 192  # images held at full size, pixels of what is kept of them
 OURS = ("modeling_jina_clip", "trainer_ext", "hub_upload")
 
 
@@ -27,24 +31,32 @@ def hide_ours() -> None:
     assert not any(importlib.util.find_spec(name) for name in OURS)
 
 
-def read_images(place: Path) -> list[tuple[str, Image.Image]]:
-    """Named images of a folder, unreadable files left out with a warning, or of a parquet file."""
-    images = []
+def read_images(place: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Named images of a folder, unreadable files left out with a warning, or of a parquet file; one at a time."""
     if place.is_dir():
         for path in sorted(path for path in place.rglob("*") if path.suffix.lower() in Image.registered_extensions()):
             try:
                 with Image.open(path) as image:
-                    images.append((str(path.relative_to(place)), ImageOps.exif_transpose(image).convert("RGB")))
+                    yield str(path.relative_to(place)), ImageOps.exif_transpose(image).convert("RGB")
             except (UnidentifiedImageError, OSError) as error:
                 warnings.warn(f"left out {path}: {error}", stacklevel=2)
     elif place.suffix == ".parquet" and place.is_file():
         from datasets import load_dataset
 
-        rows = load_dataset("parquet", data_files=str(place), split="train", streaming=True)
-        images = [(name_of(row), row["image"].convert("RGB")) for row in rows]
+        for row in load_dataset("parquet", data_files=str(place), split="train", streaming=True):
+            yield name_of(row), row["image"].convert("RGB")
     else:
         sys.exit(f"--images {place}: there is no such folder or parquet file.")
-    return images or sys.exit(f"--images {place}: no readable image there.")
+
+
+def index_images(images: Iterable[tuple[str, Image.Image]], encode: Callable) -> tuple[np.ndarray, list[str], list]:
+    """Vectors, names and thumbnails; no more than a batch is held at full size."""
+    vectors, names, thumbnails, images = [], [], [], iter(images)
+    while batch := list(islice(images, BATCH)):
+        vectors.append(encode([image for _, image in batch]))
+        names += [name for name, _ in batch]
+        thumbnails += [ImageOps.contain(image, (THUMBNAIL, THUMBNAIL)) for _, image in batch]
+    return np.concatenate(vectors), names, thumbnails
 
 
 def name_of(row: dict) -> str:
@@ -77,30 +89,30 @@ def main() -> None:
     parser.add_argument("queries", nargs="+", metavar="query")
     parser.add_argument("--images", type=Path, required=True, help="folder of images, or a parquet file")
     parser.add_argument("--top", type=int, default=5, help="how many images a query shows (default 5)")
-    parser.add_argument(
-        "--sheet", type=Path, default=Path("search.png"), help="where to draw them (default search.png)"
-    )
+    parser.add_argument("--sheet", type=Path, default=Path("search.png"), help="where to draw them (search.png)")
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error(f"--top {arguments.top}: must be at least 1")
     hide_ours()
-    names, images = zip(*read_images(arguments.images), strict=True)
+    images = read_images(arguments.images)
+    first = next(images, None) or sys.exit(f"--images {arguments.images}: no readable image there.")
 
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(arguments.model, trust_remote_code=True)
     print(f"{', '.join(OURS)} cannot be imported here; the model runs on its own {type(model[0].model).__module__}.")
-    image_vectors = model.encode(list(images), normalize_embeddings=True, show_progress_bar=sys.stderr.isatty())
-    text_vectors = model.encode(arguments.queries, normalize_embeddings=True)
+    encode = partial(model.encode, normalize_embeddings=True, batch_size=BATCH, show_progress_bar=False)
+    image_vectors, names, thumbnails = index_images(chain([first], images), encode)
+    text_vectors = encode(arguments.queries)
     found = []
     for query, scores in zip(arguments.queries, text_vectors @ image_vectors.T, strict=True):
         best = np.argsort(-scores)[: arguments.top]
-        found.append([(float(scores[place]), names[place], images[place]) for place in best])
+        found.append([(float(scores[place]), names[place], thumbnails[place]) for place in best])
         print(f"\n{query}")
         for score, name, _ in found[-1]:
             print(f"  {score:6.3f}  {name}")
     draw(arguments.sheet, arguments.queries, found)
-    print(f"\n{len(images)} images searched; contact sheet: {arguments.sheet}")
+    print(f"\n{len(names)} images searched; contact sheet: {arguments.sheet}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def page(shared: Index, max_uploads: int = MAX_UPLOADS):
         ]
 
     def add(own, paths, progress=gr.Progress()):  # noqa: B008 - Gradio finds it there
-        index, paths = own or shared, paths or []
+        index, paths = own or shared, sorted(paths or [], key=lambda path: Path(path).name)
         added = len(index.items["images"]) - len(shared.items["images"])
         taken = paths[: max_uploads - added]
         files = ((Path(path).name, Path(path)) for path in taken)
@@ -67,7 +67,7 @@ def page(shared: Index, max_uploads: int = MAX_UPLOADS):
             said.append(f"left out {len(paths) - len(taken)} files: a visitor may add {max_uploads} pictures")
         for path in paths:
             Path(path).unlink(missing_ok=True)
-        return index, "\n\n".join(said)
+        return index, "\n\n".join(said), None
 
     # Files that Gradio keeps of a visit are deleted after an hour.
     with gr.Blocks(title="Jina CLIP search", delete_cache=(600, 3600)) as blocks, gr.Row():
@@ -88,6 +88,7 @@ def page(shared: Index, max_uploads: int = MAX_UPLOADS):
                 label=f"Add a folder of pictures, {MAX_SIZE} each at most; only you will find them",
                 file_count="directory",
                 type="filepath",
+                height=140,
             )
         with gr.Column(scale=2):
             first = [(item.picture(), item.name) for item in shared.items["images"][:24]]
@@ -95,7 +96,7 @@ def page(shared: Index, max_uploads: int = MAX_UPLOADS):
             texts = gr.Dataframe(headers=["rank", "score", "text"], label="Texts", wrap=True, interactive=False)
         inputs = [own, text, picture, share, kinds, dim, correct, top]
         gr.on([button.click, text.submit], answer, inputs, [gallery, texts])
-        files.upload(add, [own, files], [own, state])
+        files.upload(add, [own, files], [own, state, files])
     return blocks
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from peft import PeftModel
 from sentence_transformers import SentenceTransformer
 
@@ -70,6 +71,22 @@ def figures(folder: Path) -> dict[str, dict[str, float]]:
     return {row["name"]: row["metrics"] for row in json.loads((folder / "metrics.json").read_text())["rows"]}
 
 
+def assert_card_has_figures(run: Path, rows: list[str], hub: Path) -> Path:
+    """Build a Hub folder of what the example leaves: its card has the recipe, the table, and the Hub's own index."""
+    assert list(figures(run)) == rows
+    hub = hub_upload.build(run, hub)
+    card = (hub / "README.md").read_text(encoding="utf-8")
+    assert "no record" not in card
+    assert "Nothing was measured" not in card
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    assert f"Recipe `{recipe['name']}`, seed {recipe['seed']}" in card
+    assert f"| task | metric | {' | '.join(rows)} |" in card
+    *_, last = figures(run).values()
+    results = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    assert [metric["value"] for result in results for metric in result["metrics"]] == list(last.values())
+    return hub
+
+
 def test_a_folder_of_pictures(
     run: Run, model: Path, tables: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +103,7 @@ def test_a_folder_of_pictures(
     trained = [json.loads(line)["file"] for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
     assert {Path(path).name for path in trained} == {f"{number}.png" for number in range(40)} - held_out
     tuned = JinaCLIPModel.from_pretrained(tmp_path / "out" / "with-texts")
+    assert_card_has_figures(tmp_path / "out" / "with-texts", ["before", "with texts"], tmp_path / "hub")
     merged = PeftModel.from_pretrained(
         JinaCLIPModel.from_pretrained(model), tmp_path / "out" / "with-texts" / "adapter"
     )
@@ -122,7 +140,7 @@ def test_mined_hard_negatives(
     rows = figures(out)
     assert list(rows) == ["before", "after"]
     assert rows["before"].keys() == rows["after"].keys()
-    hub = hub_upload.build(out, tmp_path / "hub")
+    hub = assert_card_has_figures(out, ["before", "after"], tmp_path / "hub")
     assert SentenceTransformer(str(hub), trust_remote_code=True, device="cpu").encode(["a word"]).shape[0] == 1
 
 

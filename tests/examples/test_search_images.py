@@ -1,6 +1,7 @@
 """The search example as a user runs it: a built Hub folder, another directory, an interpreter on its own."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,21 @@ def test_the_script_imports_nothing_of_ours():
         if line.lstrip().startswith(("import ", "from "))
         and any(name in line for name in ("modeling_jina_clip", "trainer_ext", "hub_upload"))
     ]
+
+
+def test_no_more_than_a_batch_is_held_at_full_size(pictures, tmp_path):
+    """What is read is dropped once it is encoded: of 40 pictures the thumbnails stay."""
+    script = runpy.run_path(str(SCRIPT))
+    names = sorted(pictures)
+    full = ((names[n % 4], Pictures.new("RGB", (2000, 1500))) for n in range(40))
+    seen = []
+
+    def encode(batch):
+        seen.append([image.size for image in batch])
+        return np.zeros((len(batch), 4))
+
+    vectors, found, kept = script["index_images"](full, encode)
+    assert [len(batch) for batch in seen] == [8] * 5
+    assert {size for batch in seen for size in batch} == {(2000, 1500)}
+    assert {image.size for image in kept} == {(192, 144)}
+    assert (vectors.shape, len(found)) == ((40, 4), 40)
