@@ -67,8 +67,8 @@ $(APP_STAMP): pyproject.toml constraints.txt constraints-app.txt
 	@touch $@
 
 app: $(APP_STAMP) ## the search page over the demo's model and held-out pictures, on this machine only
-	data=$$($(PY) -c 'from trainer_ext.embedded import prepare; print(prepare())'); \
-	$(OFFLINE) .venv-app/bin/python examples/app.py $(HUB) --images "$$data/short_captions/test_concepts.parquet" $(ARGS)
+	@$(PY) -c 'from trainer_ext.embedded import prepare; prepare()'
+	$(OFFLINE) .venv-app/bin/python examples/app/app.py $(HUB) $(ARGS)
 
 test-app: $(APP_STAMP) ## the search page in a real browser (needs Chromium)
 	$(OFFLINE) .venv-app/bin/python -m pytest -q tests/examples/test_app.py $(ARGS)

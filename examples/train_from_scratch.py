@@ -1,0 +1,110 @@
+"""Train a small Jina CLIP on your own pictures and texts, from random weights through the three stages of the paper.
+
+    python examples/train_from_scratch.py pictures/ captions.csv pairs.csv --output_dir outputs/mine
+    python examples/train_from_scratch.py pictures/ captions.csv pairs.csv --output_dir outputs/mine --only_write
+
+captions.csv has the columns ``file`` (a path inside the folder), ``caption`` and, if you have them, ``long_caption``;
+pairs.csv has ``query`` and ``positive``, texts that belong together. Stage 1 learns from short captions and pairs, 2
+from long captions, 3 from hard negatives, which BM25 finds among the positives (arXiv 2405.20204, section 4;
+it needs the extra ``demo``). OUTPUT_DIR gets the data, ``recipe.yaml`` and the run. Edit the recipe and start it again
+with ``python -m trainer_ext OUTPUT_DIR/recipe.yaml``; examples/launch_training.py starts it on several GPUs.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas
+import yaml
+
+from trainer_ext.__main__ import main as train
+from trainer_ext.embedded.mining import NEGATIVES, Miner
+from trainer_ext.embedded.text_tables import Pair
+
+STAGES = {"short-captions": (1.0e-3, 32), "long-captions": (4.0e-4, 80), "hard-negatives": (1.5e-4, 80)}
+
+
+def read_table(path: Path, *columns: str) -> pandas.DataFrame:
+    """A CSV file of texts that has these columns."""
+    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := [name for name in columns if name not in table.columns]:
+        sys.exit(f"{path} has no column {missing[0]!r}; it has {', '.join(table.columns)}.")
+    return table
+
+
+def write_captions(table: pandas.DataFrame, column: str, folder: Path, path: Path) -> None:
+    """A row for each picture, with all its captions: one of them is drawn in each epoch."""
+    rows = table[table[column] != ""].groupby("file", sort=False)[column].agg(list).rename("caption").reset_index()
+    if lost := [name for name in rows["file"] if not (folder / name).is_file()]:
+        sys.exit(f"the captions name {lost[0]!r}, which is not in {folder}.")
+    rows["file"] = [str((folder / name).resolve()) for name in rows["file"]]
+    rows.to_json(path, orient="records", lines=True)
+
+
+def mine(pairs: pandas.DataFrame) -> pandas.DataFrame:
+    """Pairs with wrong positives that share their words; equal queries share their right answers."""
+    rows = [Pair(row["query"], row["positive"], headword=row["query"]) for row in pairs.to_dict("records")]
+    triplets = Miner(rows).mine(rows, threads=1)
+    if not triplets:
+        sys.exit(f"none of the {len(rows)} pairs has {NEGATIVES} hard negatives; more pairs, or longer texts, have.")
+    return pandas.DataFrame([vars(row) for row in triplets])[["query", "positive", "negatives"]]
+
+
+def recipe_of(options: argparse.Namespace, has_long: bool) -> dict[str, Any]:
+    """The recipe as it is written: places are relative to its own folder."""
+    pictures = {"task": "image-text", "format": "json", "columns": {"image": "file", "caption": "caption"}}
+    pairs = {"query": "query", "positive": "positive"}
+    sources = [
+        {"name": "short", "location": "short_captions.jsonl", **pictures},
+        {"name": "long", "location": f"{'long' if has_long else 'short'}_captions.jsonl", **pictures},
+        {"name": "pairs", "task": "text-pair", "format": "csv", "location": "pairs.csv", "columns": pairs},
+        {"name": "mined", "task": "triplet", "format": "json", "location": "triplets.jsonl"},
+    ]
+    sources[-1]["columns"] = pairs | {"negatives": "negatives"}
+    stages = []
+    for (name, (rate, length)), steps in zip(STAGES.items(), options.steps, strict=True):
+        images, texts = "short" if name == "short-captions" else "long", {"sources": ["pairs"]}
+        if name == "hard-negatives":  # a row holds nine texts
+            texts = {"sources": ["mined"], "loss": "info_nce_plus", "batch_size": max(2, options.batch_size // 4)}
+        stage = {"name": name, "steps": steps, "learning_rate": rate, "warmup_steps": 0.1, "max_length": length}
+        stage["image_text"] = {"sources": [images], "batch_size": options.batch_size}
+        stages.append(stage | {"text": {"batch_size": options.batch_size} | texts})
+    start = {"name": "from-scratch", "model": options.model, "tokenizer": {"vocab_size": options.vocab_size}}
+    rest = {"adam_beta2": 0.98, "adam_epsilon": 1.0e-6, "weight_decay": 0.025, "bf16": True, "logging_steps": 10}
+    return start | {"sources": sources, "stages": stages} | rest | {"save_steps": 100, "save_total_limit": 2}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pictures", type=Path, help="folder of pictures")
+    parser.add_argument("captions", type=Path, help="CSV with the columns file,caption and perhaps long_caption")
+    parser.add_argument("pairs", type=Path, help="CSV with the columns query,positive")
+    parser.add_argument("--output_dir", type=Path, required=True, help="a new folder")
+    parser.add_argument("--model", default="openmoji-small", help="a preset: sizes without weights (openmoji-small)")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="pieces of the tokenizer that is trained first")
+    parser.add_argument("--steps", type=int, nargs=3, default=[220, 50, 25], help="of the stages (220 50 25)")
+    parser.add_argument("--batch_size", type=int, default=128, help="pictures, and text pairs, of a step (128)")
+    parser.add_argument("--only_write", action="store_true", help="write data and recipe, and do not start")
+    options = parser.parse_args(arguments)
+    captions = read_table(options.captions, "file", "caption")
+    pairs = read_table(options.pairs, "query", "positive")[["query", "positive"]]
+    has_long = "long_caption" in captions.columns
+    triplets = mine(pairs)
+    out = options.output_dir
+    if out.exists() and any(out.iterdir()):
+        parser.error(f"--output_dir {out}: is not empty; name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for column in ["caption", *["long_caption"] * has_long]:
+        name = f"{'long' if column == 'long_caption' else 'short'}_captions.jsonl"
+        write_captions(captions, column, options.pictures, out / name)
+    pairs.to_csv(out / "pairs.csv", index=False)
+    triplets.to_json(out / "triplets.jsonl", orient="records", lines=True)
+    recipe = out / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_of(options, has_long), sort_keys=False), encoding="utf-8")
+    print(f"{len(captions)} captions, {len(pairs)} pairs, {len(triplets)} of them with hard negatives: {recipe}")
+    return 0 if options.only_write else train([str(recipe), "--output_dir", str(out / "run")])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
