@@ -61,20 +61,24 @@ def measure_memory(name: str, rows: int, tile_size: int | None) -> None:
     print(f"{peak_mib() - before:.0f} {time.perf_counter() - start:.1f}")
 
 
-def memory_table() -> None:
-    """Each case in a fresh process."""
+def memory_table(most: int) -> None:
+    """Each case of at most so many rows in a fresh process."""
     print(f"{'loss':<18} {'rows':>6} {'tile':>6} {'MiB above inputs':>17} {'seconds':>8}")
     for name, rows, tile_size in MEMORY_CASES:
+        if rows > most:
+            continue
         command = [sys.executable, __file__, "--case", name, str(rows), str(tile_size or 0)]
         mib, seconds = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         print(f"{name:<18} {rows:>6} {tile_size or '-':>6} {mib:>17} {seconds:>8}", flush=True)
 
 
-def time_table() -> None:
-    """Plain and tiled in turn, in one process on one thread."""
+def time_table(most: int) -> None:
+    """Plain and tiled in turn, in one process on one thread; at most so many rows."""
     torch.set_num_threads(1)
     print(f"\n{'loss':<18} {'rows':>6} {'plain s':>22} {'tiled s':>22} {'tiled/plain':>12}")
     for name, rows in TIME_CASES:
+        if rows > most:
+            continue
         loss, inputs = make(name, rows)
         seconds: dict[int | None, list[float]] = {None: [], TILE: []}
         for _ in range(ROUNDS):
@@ -92,10 +96,11 @@ def time_table() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", nargs=3, metavar=("LOSS", "ROWS", "TILE"), help="one memory case, in this process")
-    case = parser.parse_args().case
-    if case:
+    parser.add_argument("--most", type=int, default=32768, help="rows of the largest case, for a quick look")
+    options = parser.parse_args()
+    if case := options.case:
         measure_memory(case[0], int(case[1]), int(case[2]) or None)
     else:
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, dim {DIM}, fp32\n")
-        memory_table()
-        time_table()
+        memory_table(options.most)
+        time_table(options.most)

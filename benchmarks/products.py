@@ -45,7 +45,8 @@ def main() -> None:
                 for name, product in products.items():
                     times[name].append(seconds(product, tensors, direction))
             work = 2e-9 * rows * inputs * outputs * (1 if direction is None else 3)
-            speeds = [statistics.quantiles([work / run for run in runs[1:]], n=4) for runs in times.values()]
+            rates = [[work / run for run in runs[1:]] for runs in times.values()]
+            speeds = [statistics.quantiles(rate, n=4) if rounds > 1 else rate * 3 for rate in rates]
             columns = " ".join(f"{middle:6.0f} ({low:.0f}-{high:.0f})" for low, middle, high in speeds)
             what = "forward" if direction is None else "with gradients"
             print(f"{rows} x {inputs} x {outputs} {what:15} {columns}  {speeds[1][1] / speeds[0][1]:.2f}x")

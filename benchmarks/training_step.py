@@ -74,7 +74,7 @@ def main() -> None:
                 times[name].append(time.perf_counter() - begin)
     base = statistics.median(next(iter(times.values())))
     for name, seconds in times.items():
-        low, middle, high = statistics.quantiles(seconds, n=4)
+        low, middle, high = statistics.quantiles(seconds, n=4) if rounds > 1 else seconds * 3
         print(f"{name:22} {middle:.3f} s ({low:.3f}-{high:.3f}), {base / middle:.2f}x")
 
 

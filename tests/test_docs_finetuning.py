@@ -1,10 +1,6 @@
-"""The fine-tuning guide: its recipes train as shown, its snippet and commands run, its figures are the model's."""
+"""The fine-tuning guide: its recipes train as shown, its figures are the model's."""
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas
@@ -13,20 +9,17 @@ import torch
 import yaml
 from PIL import Image
 
-import hub_upload
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPProcessor
 from tests.source_imports import ROOT
-from trainer_ext.__main__ import main, parse
+from trainer_ext.__main__ import main
 from trainer_ext.adapters import add_lora
 from trainer_ext.model_parts import train_only
 from trainer_ext.recipe import load_recipe
 from trainer_ext.recipe_tuning import LoraSpec, trained_parts
 from trainer_ext.resources import find_resource
-from trainer_ext.tuning import only_stage
 
 GUIDE = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
 RECIPES = {yaml.safe_load(text)["name"]: text for text in re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.M | re.S)}
-COMMANDS = [shlex.split(text) for text in re.findall(r"^```bash\n(.*?)^```", GUIDE, re.M | re.S)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +28,6 @@ def workspace(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
     for part in (JinaCLIPModel, JinaCLIPProcessor):
         part.from_pretrained(golden / "tiny_model").save_pretrained(folder / "outputs" / "openmoji")
-    hub_upload.build(folder / "outputs" / "openmoji", folder / "outputs" / "openmoji-hub")
     (folder / "pictures").mkdir()
     names = [f"{number}.png" for number in range(24)]
     for number, name in enumerate(names):
@@ -72,13 +64,6 @@ def test_recipes_train(name: str, workspace: Path, monkeypatch: pytest.MonkeyPat
     assert (out / "ema").is_dir() == ("ema_decay" in recipe.training)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_load(name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workspace)
-    (workspace / f"{name}.yaml").write_text(RECIPES[name])
-    assert load_recipe(workspace / f"{name}.yaml").name == name
-
-
 def test_the_packaged_recipe_is_the_one_that_is_shown(workspace: Path) -> None:
     file = workspace / "shown.yaml"
     file.write_text(RECIPES["my-pictures"])
@@ -86,34 +71,6 @@ def test_the_packaged_recipe_is_the_one_that_is_shown(workspace: Path) -> None:
     shown, packaged = load_recipe(file, places), load_recipe("finetune", places)
     assert (shown.stages, shown.lora) == (packaged.stages, packaged.lora)
     assert {**packaged.training, **shown.training} == packaged.training
-
-
-@pytest.mark.slow
-def test_example_commands_and_the_snippet_run(workspace: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(workspace / "hf")}
-    (workspace / "examples").symlink_to(ROOT / "examples")
-    pairs = pandas.DataFrame(
-        {"query": [f"what is {n}" for n in range(300)], "positive": [f"it is {n}" for n in range(300)]}
-    )
-    pairs.to_csv(workspace / "pairs.csv", index=False)
-    examples = [words for words in COMMANDS if words[1].startswith("examples/")]
-    assert [words[1] for words in examples] == ["examples/finetune_folder.py", "examples/hard_negatives.py"]
-    [snippet] = re.findall(r"^```python\n(.*?)^```", GUIDE, re.M | re.S)
-    more = [["--steps", "2", "--batch_size", "8"], ["--steps", "2", "--batch_size", "8", "--margin", "0"]]
-    programs = [[*words[1:], *extra] for words, extra in zip(examples, more, strict=True)]
-    for program in [*programs, ["-c", snippet]]:
-        done = subprocess.run(
-            [sys.executable, *program], cwd=workspace, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-
-
-def test_the_command_for_one_stage_names_one_of_the_demo() -> None:
-    [words] = [words for words in COMMANDS if words[1:3] == ["-m", "trainer_ext"]]
-    options = parse(words[3:])
-    stages = load_recipe(options.recipe).stages
-    assert only_stage(load_recipe(options.recipe), options.only_stage).stages == stages[-1:]
-    assert options.overrides == [f"model=outputs/openmoji/stages/1-{stages[1].name}"]
 
 
 def test_figures_of_the_memory_table() -> None:

@@ -1,14 +1,13 @@
 """The README's promises: its commands exist and run, its snippets run, its links and paths lead somewhere."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.source_imports import ROOT
-from tests.workspace import blocks, commands, make_workspace, run, run_online
+from tests.workspace import blocks, commands, make_workspace
 from trainer_ext.recipe import load_recipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,15 +71,6 @@ def test_every_example_has_its_line() -> None:
     assert max(scripts.values()) < 120
 
 
-def test_extras_exist() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    installs = [words for words in commands("README.md") if words[:2] == ["pip", "install"]]
-    named = {extra for words in installs for extra in re.findall(r"\w+", "".join(re.findall(r"\[.*]", words[-1])))}
-    assert named
-    assert named <= set(extras)
-    assert {words[0] for words in commands("README.md")} <= {"make", "pip", "python"}
-
-
 def test_packaged_recipe_command_is_valid() -> None:
     [words] = [words for words in python_commands() if words[1:3] == ["-m", "trainer_ext"] and words[3] == "openmoji"]
     overrides = [word for word in words if "=" in word]
@@ -93,22 +83,3 @@ def test_recipe_for_own_data_is_valid(workspace: Path) -> None:
     recipe = load_recipe(workspace / "my_recipe.yaml")
     assert [source.name for source in recipe.used_sources()] == ["pictures", "answers"]
     assert yaml.safe_load(blocks("README.md", "yaml")[0])["model"] == "outputs/openmoji"
-
-
-@pytest.mark.parametrize("number", range(len(blocks("README.md", "python"))))
-def test_snippets_run(number: int, workspace: Path) -> None:
-    assert run(["-c", blocks("README.md", "python")[number]], workspace)
-
-
-@pytest.mark.slow
-def test_commands_run_in_the_order_they_stand(workspace: Path) -> None:
-    """Search, fine-tune on own data, build, verify, push. The packaged recipe is the demo's; it is only checked."""
-    ran = []
-    for words in python_commands():
-        if words[3:4] == ["openmoji"]:
-            continue
-        shorter = ["stages.0.steps=2", "stages.0.warmup_steps=1"] if "trainer_ext" in words else []
-        (run_online if "push" in words else run)([*words[1:], *shorter], workspace)
-        ran.append(words[1] if words[1] != "-m" else words[2])
-    assert ran == ["examples/search_images.py", "trainer_ext", "hub_upload.py", "hub_upload.py", "hub_upload.py"]
-    assert (workspace / "outputs" / "mine" / "model.safetensors").is_file()

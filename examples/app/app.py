@@ -100,16 +100,21 @@ def page(shared: Index, max_uploads: int = MAX_UPLOADS):
     return blocks
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default=os.environ.get("MODEL"), help="model folder or Hub name")
     parser.add_argument("--images", type=Path, help=f"folder of pictures ({', '.join(FORMATS)}), or a parquet file")
     parser.add_argument("--texts", type=Path, help="file with one text a line")
     parser.add_argument("--max_uploads", type=int, default=MAX_UPLOADS, help=f"of a visitor (default {MAX_UPLOADS})")
     parser.add_argument("--port", type=int, default=7860)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not options.model:
         parser.error("name a MODEL, or set the variable MODEL")
+    return options
+
+
+def main() -> None:
+    options = parse()
     beside = Path(__file__).with_name("pictures")
     images = options.images or (beside if beside.is_dir() else None)
     texts = options.texts.read_text("utf-8").splitlines() if options.texts else []
@@ -121,7 +126,7 @@ def main() -> None:
         try:
             count, named = files_of(images)
         except ValueError as error:
-            parser.error(f"--images {error}")
+            sys.exit(f"--images {error}")
         index, refused = index.with_images(named, count, lambda share, text: print(f"{text}: {share:4.0%}", flush=True))
         print(*refused, sep="\n", file=sys.stderr)
     print(f"{len(index.items['images'])} pictures and {len(index.items['texts'])} texts indexed", flush=True)
