@@ -6,6 +6,7 @@ no page has any more. Most commands take the time of a training or an export: ``
 in the order they stand; what can be checked without running is checked by ``make test``.
 """
 
+import os
 import re
 import runpy
 import shlex
@@ -296,8 +297,8 @@ def test_a_page_is_read_whole() -> None:
     assert shown_in(text) == [Shown("command", command) for command in commands]
 
 
-def prepare_for(page: str, folder: Path) -> None:
-    """The reader's own files, as the page calls them."""
+def add_files(folder: Path) -> None:
+    """The reader's own files, under the names that any page has for them."""
     shutil.copytree(folder / "my_pictures", folder / "pictures")
     (folder / "pictures" / "metadata.csv").unlink()
     rows = (folder / "my_pictures" / "metadata.csv").read_text().replace("file_name,text", "file,caption")
@@ -309,20 +310,27 @@ def prepare_for(page: str, folder: Path) -> None:
     (folder / "my_recipe.yaml").write_text(recipe)
 
 
+def runs_slowly(shown: Shown) -> bool:
+    return shown.text.splitlines()[0] in RUN_SLOWLY if shown.kind == "python" else shown.text in RUN
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(runs_slowly, ALL[page]))])
 def test_what_a_page_shows_runs_in_its_order(page: str, tmp_path: Path) -> None:
     """In a folder as `make demo` leaves it; each push meets an empty Hub on loopback."""
     folder = make_workspace(tmp_path)
-    prepare_for(page, folder)
-    for shown in ALL[page]:
-        if shown.kind == "python" and shown.text.splitlines()[0] in RUN_SLOWLY:
-            run(["-c", shown.text], folder)
-        elif shown.kind == "command" and shown.text in RUN:
+    add_files(folder)
+    cache = os.environ.get("JINA_CLIP_CACHE", str(ROOT / ".cache" / "tests"))  # the demo's data, prepared once
+    for shown in filter(runs_slowly, ALL[page]):
+        if shown.kind == "python":
+            run(["-c", shown.text], folder, JINA_CLIP_CACHE=cache)
+        elif "push" in shown.words:
+            run_online([*shown.words[1:], *RUN[shown.text]], folder)
+        else:
             words = [sys.executable if word.endswith("/bin/python") else word for word in shown.words[1:]]
             if "--peers" in words and not (ROOT / ".peers").is_dir():
                 words = [word for word in words if word not in ("--peers", ".peers")]
-            (run_online if "push" in words else run)([*words, *RUN[shown.text]], folder)
+            run([*words, *RUN[shown.text]], folder, JINA_CLIP_CACHE=cache)
 
 
 @pytest.mark.slow
