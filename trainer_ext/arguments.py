@@ -46,6 +46,21 @@ CONTRADICTIONS = {
 }
 
 
+# Graphs of one model: with and without gradients, texts and images, each stage's patch dropout, batches of one row.
+COMPILED_GRAPHS = 64
+
+
+def keep_compiled() -> None:
+    """Compile for all shapes at once, and never go back to uncompiled code in the middle of a run.
+
+    dynamo gives up after 8 graphs, which texts and images in several stages exceed. The passes of a gradient cache
+    would then differ: compiled code draws other random numbers, and uncompiled texts leave out their padding.
+    """
+    os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "true"  # the base class sets the backend in the same way
+    torch._dynamo.config.recompile_limit = max(COMPILED_GRAPHS, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
 @dataclass
 class JinaCLIPTrainingArguments(TrainingArguments):
     """Arguments of ``JinaCLIPTrainer``. Optimizer defaults are those of arXiv 2405.20204, section 3.
@@ -105,6 +120,8 @@ class JinaCLIPTrainingArguments(TrainingArguments):
                 "fp16 needs a GPU: half precision has too little range without its gradient scaler; use bf16"
             )
         super().__post_init__()
+        if self.torch_compile:
+            keep_compiled()
         for name, reason in CONTRADICTIONS.items():
             if getattr(self, name):
                 raise ValueError(f"{name} cannot be used: {reason}")

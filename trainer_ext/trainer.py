@@ -311,17 +311,6 @@ class JinaCLIPTrainer(Trainer):
                 f"the losses train parameters of their own ({', '.join(names)}), which FSDP and DeepSpeed would not "
                 "save; use DDP, or give fixed temperatures and info_nce instead of siglip"
             )
-        text, patches = self.model.config.text_config, self.model.config.vision_config.patch_dropout
-        rates = {name: getattr(text, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
-        rates["patch_dropout"] = max(
-            patches if s.patch_dropout is None else s.patch_dropout for s in self.recipe.stages
-        )
-        random = {name: rate for name, rate in rates.items() if rate}
-        if self.args.torch_compile and self.args.gradient_cache_chunk_size is not None and random:
-            raise ValueError(
-                f"compiled code draws other random numbers with gradients than without, so the two passes of the "
-                f"gradient cache would not see the same {random}; set these to 0, or leave out torch_compile"
-            )
 
     def _embeddings(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """(rows, dim) of each part of a joint batch, and the temperature of the image-text side."""

@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from transformers import TrainingArguments
 
-from trainer_ext.arguments import CONTRADICTIONS, SAID_ELSEWHERE, JinaCLIPTrainingArguments, training_arguments
+from trainer_ext.arguments import (
+    COMPILED_GRAPHS,
+    CONTRADICTIONS,
+    SAID_ELSEWHERE,
+    JinaCLIPTrainingArguments,
+    training_arguments,
+)
 from trainer_ext.recipe import load_recipe
 
 
@@ -15,6 +22,16 @@ def test_optimizer_defaults_are_the_papers(tmp_path: Path) -> None:
     arguments = JinaCLIPTrainingArguments(output_dir=str(tmp_path))
     assert (arguments.adam_beta1, arguments.adam_beta2, arguments.adam_epsilon) == (0.9, 0.98, 1e-6)
     assert (arguments.weight_decay, arguments.text_temperature, arguments.report_to) == (0.025, 0.05, [])
+
+
+def test_compiled_code_is_for_all_shapes_and_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BACKEND", "MODE", "USE_DYNAMIC"):  # the base class leaves them to the process
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "")
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        JinaCLIPTrainingArguments(output_dir=str(tmp_path), torch_compile=True)
+        assert torch._dynamo.config.recompile_limit == COMPILED_GRAPHS
+        assert torch._dynamo.config.fail_on_recompile_limit_hit
+        assert TorchDynamoPlugin().dynamic is True
 
 
 @pytest.mark.parametrize("name", [*SAID_ELSEWHERE, *CONTRADICTIONS])
