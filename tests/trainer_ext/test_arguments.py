@@ -25,8 +25,8 @@ def test_optimizer_defaults_are_the_papers(tmp_path: Path) -> None:
 
 
 def test_compiled_code_is_for_all_shapes_and_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BACKEND", "MODE", "USE_DYNAMIC"):  # the base class leaves them to the process
-        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "")
+    for name, value in {"BACKEND": "no", "MODE": "default", "USE_DYNAMIC": "false"}.items():
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", value)  # what the arguments change here ends with the test
     with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
         JinaCLIPTrainingArguments(output_dir=str(tmp_path), torch_compile=True)
         assert torch._dynamo.config.recompile_limit == COMPILED_GRAPHS
