@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from tests.trainer_ext.tiny_run import COLOURS, NUMBERS, RunFactory, entries_of, picture, trained
 from trainer_ext import __main__ as command_line
-from trainer_ext import checkpoints, trainer
+from trainer_ext import checkpoints, saving
 from trainer_ext.evaluation import HardNegativeTask, Task, image_text_tasks, text_task
 from trainer_ext.trainer import JinaCLIPTrainer
 
@@ -107,7 +107,7 @@ def train_until_killed_in_checkpoint(recipe: Path, folder: Path, overrides: list
             kill_self()
         real(folder)
 
-    trainer.seal = seal
+    saving.seal = seal
     RunFactory(recipe)(folder, *overrides, evaluate_fn=noisy_evaluation).train()
 
 
