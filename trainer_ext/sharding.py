@@ -15,6 +15,7 @@ and torch's ``ignored_params``, which a scalar in the root would need, came only
 """
 
 import copy
+import warnings
 from itertools import chain
 from typing import Any
 
@@ -31,6 +32,17 @@ from modeling_jina_clip import JinaCLIPModel
 from trainer_ext.distributed import replicated
 
 
+class ShardedModel(nn.Module):
+    """Stands around a sharded model where DDP stands around others: the trainer prepares nothing that is wrapped."""
+
+    def __init__(self, module: JinaCLIPModel) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
 def is_sharded(model: JinaCLIPModel) -> bool:
     """Whether ``shard_model`` was called on the model."""
     return isinstance(model.logit_scale, DTensor)
@@ -43,6 +55,8 @@ def shard_model(model: JinaCLIPModel, device: torch.device) -> None:
         model: the same on all processes but for its values, which become those of the main process.
         device: where this process trains.
     """
+    # torch warns of outputs that are views, in which nobody here writes; it would do so twice in every run.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     model.to(device)
     for tensor in chain(model.parameters(), model.buffers()):
         dist.broadcast(tensor.data, src=0)  # as DDP does at its start

@@ -40,7 +40,7 @@ from trainer_ext.progress import RATES, StagePrinterCallback, StageProgressCallb
 from trainer_ext.recipe import Recipe
 from trainer_ext.recipe_errors import raise_problems
 from trainer_ext.saving import SavingTrainer
-from trainer_ext.sharding import is_sharded, shard_model, whole_parameter
+from trainer_ext.sharding import ShardedModel, is_sharded, shard_model, whole_parameter
 from trainer_ext.source_record import SourceRecord
 from trainer_ext.stages import StageCallback, image_parameters
 from trainer_ext.step_parts import PartEmbedder, chunks_of
@@ -184,6 +184,12 @@ class JinaCLIPTrainer(SavingTrainer):
             drop_frozen_gradients(self.model, self.recipe.trained_parts(self.recipe.stages[inputs["stage"]]))
         return loss
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: DataLoader | None = None) -> nn.Module:
+        """When sharded: autocast as always, but not DDP, which accelerate puts around what it prepares for training."""
+        if training and model is self.model and is_sharded(self.model):
+            return ShardedModel(self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True))
+        return super()._wrap_model(model, training, dataloader)
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay by number of dimensions."""
         return decay_parameter_names(model)
@@ -191,13 +197,11 @@ class JinaCLIPTrainer(SavingTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The base class's groups cut by learning rate, and one for the objective's parameters: no weight decay.
 
-        The model is sharded here, since the optimizer has to take the shares as its parameters: by now a resumed run
-        has its weights, and accelerate has not wrapped the model yet.
+        The model is sharded here, since the optimizer has to take the shares as its parameters. By now a resumed run
+        has its weights.
         """
         if self.args.fully_shard and self.args.world_size > 1 and not is_sharded(self.model):
             shard_model(self.model, self.args.device)
-            # Autocast as always, but no DDP; accelerate leaves alone what it has prepared once.
-            self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if made:
