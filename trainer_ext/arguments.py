@@ -145,7 +145,10 @@ class JinaCLIPTrainingArguments(TrainingArguments):
         """See that nothing else is asked for that needs whole weights, or that was never tried with shares of them."""
         reasons = {
             "ema_decay": "it averages whole weights, which are cut into pieces",
-            "torch_compile": "the compiled towers would be others than those that are sharded",
+            **dict.fromkeys(
+                ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+                "compiled towers were never tried with weights that come and go",
+            ),
             "deepspeed": "it shards the weights itself",
             "fp16": "its gradient scaler was never tried with sharded gradients; use bf16",
         }

@@ -257,11 +257,13 @@ class JinaCLIPTrainer(SavingTrainer):
     def _check_objective(self) -> None:
         """See that the losses fit the model and the way it is wrapped."""
         raise_problems(f"recipe {self.recipe.name}", list(self.recipe.width_problems(self.model.config.projection_dim)))
-        if self.args.fully_shard and has_lora(self.model):
+        if self.args.fully_shard and (self.recipe.lora is not None or has_lora(self.model)):
             raise ValueError(
-                f"lora is {self.recipe.lora} and fully_shard is on: adapters are saved from whole weights; leave out "
-                "one of the two. With LoRA the optimizer is small already"
+                f"lora is {self.recipe.lora} and fully_shard is on: adapters are made and saved with whole weights; "
+                "leave out one of the two. With LoRA the optimizer is small already"
             )
+        if self.args.fully_shard and self.is_deepspeed_enabled:
+            raise ValueError("fully_shard is on and so is DeepSpeed, which shards the weights itself; leave one out")
         names = [name for name, _ in self.objective.named_parameters()]
         if names and self.is_deepspeed_enabled:
             raise ValueError(

@@ -121,6 +121,13 @@ def train_rank(
     torch.save(entries_of(made), folder / f"log-{made.args.process_index}.pt")
 
 
+def run_command(command: list[str]) -> None:
+    """The command line to its end."""
+    settle()
+    command_line.load_suite = tiny_suite
+    assert command_line.main(command) == 0
+
+
 def tiny_suite(name: str) -> list[Task]:
     """A small set of tasks in place of the embedded one, so that no data has to be prepared."""
     assert name == "tiny"
