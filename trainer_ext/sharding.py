@@ -1,8 +1,9 @@
 """Weights, gradients and optimizer state cut over the processes: FSDP2, torch's ``fully_shard`` (arXiv 2304.11277).
 
-1. ``shard_model`` cuts every block of both towers and then each tower, so that a step holds one block's whole weights
-   at a time beside the tower's own. The trained temperature is a scalar, which FSDP2 cannot cut: each process keeps it
-   whole, as a DTensor like the rest, so that one norm, one clipping and one optimizer step take all parameters.
+1. ``shard_model`` cuts every unit of both towers, blocks and embeddings, and then what is left of each tower, so that
+   a step holds one unit's whole weights at a time. The trained temperature is a scalar, which FSDP2 cannot cut: each
+   process keeps it whole, as a DTensor like the rest, so that one norm, one clipping and one optimizer step take all
+   parameters.
 2. FSDP2 takes the mean of the gradients over processes, as DDP does (``distributed`` has the convention); the mean of
    the temperature's is taken by ``replicated``.
 3. What is written is whole: ``whole_copy`` and ``whole_optimizer_state`` put the pieces together on the main process,
@@ -26,7 +27,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.optim import Optimizer
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_jina_clip import JinaCLIPModel
 from trainer_ext.distributed import replicated
@@ -62,8 +62,8 @@ def shard_model(model: JinaCLIPModel, device: torch.device) -> None:
         dist.broadcast(tensor.data, src=0)  # as DDP does at its start
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for tower in (model.text_model, model.vision_model):
-        blocks = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
-        for module in (*blocks, tower):
+        units = [module for module in tower.modules() if type(module).__name__ in model._no_split_modules]
+        for module in (*units, tower):
             # Also of a root, which FSDP2 would keep whole until a backward pass: a frozen tower has none.
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     scale = model.logit_scale

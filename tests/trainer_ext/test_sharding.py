@@ -171,15 +171,23 @@ def assert_same_state(left: dict[str, Any], right: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_autocast_is_that_of_whole_weights(factory: RunFactory, tmp_path: Path) -> None:
     """bf16, two processes both times: FSDP2 in the place of DDP changes next to nothing."""
-    runs = {name: [*QUIET, "bf16=true", f"fully_shard={name == 'sharded'}"] for name in ("sharded", "ddp")}
+    ways = {"once": [], "cached": CACHE}
+    runs = {
+        f"{way}, {sharded}": [*QUIET, *extra, "bf16=true", f"fully_shard={sharded}"]
+        for way, extra in ways.items()
+        for sharded in ("true", "false")
+    }
     assert in_two_processes(train_each, factory.recipe, tmp_path, runs) == [0, 0]
-    weights = {name: load_file(tmp_path / name / "checkpoint-8" / "model.safetensors") for name in runs}
-    start, exact = make_model().state_dict(), load_file(tmp_path / "ddp" / "checkpoint-8" / "model.safetensors")
-    moved = max((exact[name] - value).abs().max() for name, value in start.items())
-    difference = max((exact[name] - value).abs().max() for name, value in weights["sharded"].items())
-    assert difference < 1e-3 * moved
-    log = torch.load(tmp_path / "sharded" / "0.pt")["log"]
-    assert log[0]["loss"] == pytest.approx(torch.load(tmp_path / "ddp" / "0.pt")["log"][0]["loss"], rel=1e-5)
+    start = make_model().state_dict()
+    for way in ways:
+        folders = [tmp_path / f"{way}, {sharded}" for sharded in ("true", "false")]
+        sharded, whole = (load_file(folder / "checkpoint-8" / "model.safetensors") for folder in folders)
+        moved = max((whole[name] - value).abs().max() for name, value in start.items())
+        difference = max((whole[name] - value).abs().max() for name, value in sharded.items())
+        # The chunks are cut in other places, and bf16 rounds each one's gradients.
+        assert difference < (0.03 if way == "cached" else 0.002) * moved
+        first = [torch.load(folder / "0.pt")["log"][0] for folder in folders]
+        assert first[0]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.slow
