@@ -150,6 +150,7 @@ class JinaCLIPTrainingArguments(TrainingArguments):
                 "compiled towers were never tried with weights that come and go",
             ),
             "deepspeed": "it shards the weights itself",
+            "save_on_each_node": "the whole weights are put together on the main process alone",
             "fp16": "its gradient scaler was never tried with sharded gradients; use bf16",
         }
         for name, reason in reasons.items():

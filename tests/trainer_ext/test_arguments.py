@@ -30,6 +30,7 @@ UNSHARDED = [
     {"torch_compile_mode": "default"},
     {"deepspeed": {"zero_optimization": {"stage": 2}}},
     {"fp16": True},
+    {"save_on_each_node": True},
     {"optim": "adafactor"},
     {"optim": "adamw_bnb_8bit"},
 ]
