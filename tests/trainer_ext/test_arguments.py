@@ -39,6 +39,20 @@ def test_listed_names_are_arguments_of_the_base_class(name: str) -> None:
     assert name in {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
+# What fully_shard does not go with.
+UNSHARDED = [
+    {"ema_decay": 0.9},
+    {"torch_compile": True},
+    {"torch_compile_backend": "inductor"},
+    {"torch_compile_mode": "default"},
+    {"deepspeed": {"zero_optimization": {"stage": 2}}},
+    {"fp16": True},
+    {"save_on_each_node": True},
+    {"optim": "adafactor"},
+    {"optim": "adamw_bnb_8bit"},
+]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -50,6 +64,7 @@ def test_listed_names_are_arguments_of_the_base_class(name: str) -> None:
         ({"false_negatives": "drop"}, "false_negatives is 'drop'; use one of mask, positive, keep"),
         ({"save_only_model": True}, "save_only_model cannot be used"),
         ({"ignore_data_skip": True}, "other batches"),
+        *(({"fully_shard": True, **wrong}, f"{next(iter(wrong))} is .*fully_shard") for wrong in UNSHARDED),
         ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "every stage's model is kept"),
     ],
 )
