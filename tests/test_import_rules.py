@@ -53,7 +53,7 @@ ROOMS = [
     *["distributed", "pairing", "tiled_losses", "pairwise_losses", "losses", "objective", "gradient_cache"],
     "step_parts",
     *["optimization", "arguments", "checkpoints", "run_folder", "stages", "tokenizer_training"],
-    *["adapters", "averaging", "tuning", "initial_model"],
+    *["adapters", "averaging", "sharding", "saving", "tuning", "initial_model"],
     *["progress", "finite", "health", "source_record", "trainer"],
     *["evaluation_metrics", "evaluation", "evaluation_suites", "baselines", "report_pictures", "report"],
     "__main__",

@@ -105,16 +105,17 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     report = start_report(folder, tasks) if tasks and is_main else None
     trainer.add_callback(StageRecorder(trainer, folder, report))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if is_main:
-        folder.save_model(trainer.save_model)
-        if trainer.average is not None:
-            say(f"the averaged model is {folder.save_average(trainer.save_average)}")
+    with trainer.whole_model() as whole:
+        if is_main:
+            folder.save_model(trainer.save_model)
+            if trainer.average is not None:
+                say(f"the averaged model is {folder.save_average(trainer.save_average)}")
+                if report is not None:
+                    report.add("EMA", trainer.evaluate_fn(trainer.average.model, processor))
             if report is not None:
-                report.add("EMA", trainer.evaluate_fn(trainer.average.model, processor))
-        if report is not None:
-            report.shares = trainer.source_record.shares()
-            finish_report(report, model, tasks)
-        say(f"the finished model is {folder.path}")
+                report.shares = trainer.source_record.shares()
+                finish_report(report, whole.to(arguments.device), tasks)
+            say(f"the finished model is {folder.path}")
 
 
 def _measure(recipe: Recipe, tasks: Sequence[Task], model: nn.Module, processor: object) -> dict[str, float]:

@@ -11,10 +11,12 @@ from typing import get_args
 
 import torch
 from transformers import TrainingArguments
-from transformers.utils import strtobool
+from transformers.utils import logging, strtobool
 
 from trainer_ext.objective import FalseNegatives
 from trainer_ext.recipe import Recipe
+
+logger = logging.get_logger(__name__)
 
 # Arguments of the base class that a recipe says in another place; ``load_recipe`` refuses them with these words.
 SAID_ELSEWHERE = {
@@ -32,11 +34,13 @@ SAID_ELSEWHERE = {
     "train_sampling_strategy": "the recipe's sources and their weights",
     "eval_on_start": "`evaluation`, which always measures before training and after each stage",
 }
-# accelerate would ignore it on a CPU without a word, and on a GPU torch stops at the scalar.
+# accelerate would ignore its FSDP on a CPU without a word, and on a GPU torch stops at the scalar logit_scale.
 _NO_FSDP = (
-    "FSDP2 shards no scalar parameters, and the published model has one (logit_scale); use several processes without "
-    "it (DDP), and gradient_cache_chunk_size, with which a step needs the memory of one chunk"
+    "accelerate's FSDP cannot shard the model's scalar logit_scale; write `fully_shard: true` into the recipe instead, "
+    "which shards weights, gradients and optimizer state over the processes"
 )
+# What a sharded run was tried with. Others work on plain tensors, or on statistics of whole weights.
+_SHARDED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
 # Arguments of the base class that contradict what this trainer promises, and why.
 CONTRADICTIONS = {
     "load_best_model_at_end": "a later stage's model would be thrown away; every stage's model is kept in stages/",
@@ -44,6 +48,21 @@ CONTRADICTIONS = {
     "ignore_data_skip": "a resumed run would see other batches than an uninterrupted one",
     "fsdp": _NO_FSDP,
 }
+
+
+# Graphs of one model: with and without gradients, texts and images, each stage's patch dropout, batches of one row.
+COMPILED_GRAPHS = 64
+
+
+def keep_compiled() -> None:
+    """Compile for all shapes at once, and never go back to uncompiled code in the middle of a run.
+
+    dynamo gives up after 8 graphs, which texts and images in several stages exceed. The passes of a gradient cache
+    would then differ: compiled code draws other random numbers, and uncompiled texts leave out their padding.
+    """
+    os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "true"  # the base class sets the backend in the same way
+    torch._dynamo.config.recompile_limit = max(COMPILED_GRAPHS, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @dataclass
@@ -97,7 +116,14 @@ class JinaCLIPTrainingArguments(TrainingArguments):
         metadata={"help": "Keep an exponential moving average of the weights with this decay, e.g. 0.999."},
     )
 
+    fully_shard: bool = field(
+        default=False,
+        metadata={"help": "Shard weights, gradients and optimizer state over the processes (FSDP2), where DDP copies."},
+    )
+
     def __post_init__(self) -> None:
+        if self.fully_shard:
+            self._check_sharding()
         if not torch.accelerator.is_available():
             self.use_cpu = True
         if self.fp16 and self.use_cpu:
@@ -105,6 +131,8 @@ class JinaCLIPTrainingArguments(TrainingArguments):
                 "fp16 needs a GPU: half precision has too little range without its gradient scaler; use bf16"
             )
         super().__post_init__()
+        if self.torch_compile:
+            keep_compiled()
         for name, reason in CONTRADICTIONS.items():
             if getattr(self, name):
                 raise ValueError(f"{name} cannot be used: {reason}")
@@ -119,14 +147,38 @@ class JinaCLIPTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"ema_decay is {self.ema_decay}; set a share between 0 and 1 such as 0.999, or leave it out"
             )
-        if self.ema_decay is not None and (self.fsdp or self.deepspeed):
-            raise ValueError("ema_decay averages whole weights, which FSDP and DeepSpeed cut into pieces; leave it out")
+        if self.ema_decay is not None and self.deepspeed:
+            raise ValueError("ema_decay averages whole weights, which DeepSpeed cuts into pieces; leave it out")
+        if self.fully_shard and self.world_size == 1:
+            logger.warning("fully_shard has a single process to shard over, so its weights stay whole; start several")
         if self.gradient_cache_keep_last and self.gradient_cache_chunk_size is None:
             raise ValueError("gradient_cache_keep_last needs chunks; set gradient_cache_chunk_size, or leave it out")
         for name in ("gradient_cache_chunk_size", "tile_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; set a number of rows of at least 1, or leave it out")
+
+    def _check_sharding(self) -> None:
+        """See that nothing else is asked for that needs whole weights, or that was never tried with shares of them."""
+        reasons = {
+            "ema_decay": "it averages whole weights, which are cut into pieces",
+            **dict.fromkeys(
+                ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+                "compiled towers were never tried with weights that come and go",
+            ),
+            "deepspeed": "it shards the weights itself",
+            "save_on_each_node": "the whole weights are put together on the main process alone",
+            "fp16": "its gradient scaler was never tried with sharded gradients; use bf16",
+        }
+        for name, reason in reasons.items():
+            if value := getattr(self, name):
+                raise ValueError(f"{name} is {value} and fully_shard is on: {reason}; leave out one of the two")
+        optimizer = getattr(self.optim, "value", self.optim)
+        if optimizer not in _SHARDED_OPTIMIZERS:
+            raise ValueError(
+                f"optim is {optimizer}, which was never tried with fully_shard; use one of "
+                f"{', '.join(_SHARDED_OPTIMIZERS)}, or leave out fully_shard"
+            )
 
 
 def training_arguments(recipe: Recipe, output_dir: str | Path) -> JinaCLIPTrainingArguments:

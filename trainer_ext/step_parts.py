@@ -44,7 +44,7 @@ class PartEmbedder:
 
 
 def chunks_of(
-    parts: Mapping[str, Mapping[str, Tensor]], size: int, patch_size: int
+    parts: Mapping[str, Mapping[str, Tensor]], size: int, patch_size: int, equal_rows: bool = False
 ) -> dict[str, tuple[list[dict[str, Tensor]], Tensor | None]]:
     """The parts of a step in chunks of as many tokens as ``size`` rows of its longest text, or ``size`` pictures.
 
@@ -56,6 +56,8 @@ def chunks_of(
         parts: the step's parts, each with the arguments of the model's forward.
         size: rows of a chunk where all are as long as the longest text; at least so many pictures.
         patch_size: side of an image patch in pixels.
+        equal_rows: ``size`` rows in every chunk, whatever their lengths, so that processes with as many rows have as
+            many chunks.
 
     Returns:
         for each part its chunks; and for texts the order (rows,) that puts the chunks' rows back in their place:
@@ -69,27 +71,28 @@ def chunks_of(
     texts = [part["attention_mask"] for part in parts.values() if "attention_mask" in part]
     budget = size * max((mask.shape[1] for mask in texts), default=0)
     return {
-        name: _text_chunks(part, budget)
+        name: _text_chunks(part, size if equal_rows else budget, equal_rows)
         if "attention_mask" in part
-        else (split_rows(part, max(size, budget // _tokens(part["pixel_values"], patch_size))), None)
+        else (split_rows(part, size if equal_rows else _pictures(part, size, patch_size, budget)), None)
         for name, part in parts.items()
     }
 
 
-def _tokens(pixels: Tensor, patch_size: int) -> int:
-    """Tokens of a picture of (batch, 3, height, width): its patches and the class token."""
-    return 1 + (pixels.shape[-2] // patch_size) * (pixels.shape[-1] // patch_size)
+def _pictures(part: Mapping[str, Tensor], size: int, patch_size: int, budget: int) -> int:
+    """How many pictures (batch, 3, height, width) ``budget`` tokens are: their patches and the class token each."""
+    height, width = part["pixel_values"].shape[-2:]
+    return max(size, budget // (1 + (height // patch_size) * (width // patch_size)))
 
 
-def _text_chunks(part: Mapping[str, Tensor], budget: int) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Chunks of at most ``budget`` tokens, padding included, shortest texts first."""
+def _text_chunks(part: Mapping[str, Tensor], limit: int, by_rows: bool) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Chunks of at most ``limit`` rows, or of as many tokens with padding; shortest texts first."""
     lengths = part["attention_mask"].sum(dim=1)
     order = lengths.argsort(stable=True)
     steps = -(-lengths[order] // LENGTH_STEP) * LENGTH_STEP
     widths = steps.clamp(max=part["attention_mask"].shape[1]).tolist()
     chunks, start = [], 0
     for end in range(1, len(widths) + 1):
-        if end == len(widths) or (end + 1 - start) * widths[end] > budget:
+        if end == len(widths) or (end + 1 - start) * (1 if by_rows else widths[end]) > limit:
             rows, width = order[start:end], widths[end - 1]
             chunks.append({name: tensor[rows, :width] for name, tensor in part.items()})
             start = end

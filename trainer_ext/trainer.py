@@ -10,11 +10,9 @@ One optimizer step, one hop a line:
 """
 
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,17 +22,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-)
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PrinterCallback, ProgressCallback
 
 from modeling_jina_clip import JinaCLIPProcessor
-from trainer_ext.adapters import has_lora, load_adapter, save_adapter, save_merged
+from trainer_ext.adapters import has_lora
 from trainer_ext.averaging import WeightAverage
-from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
 from trainer_ext.collator import JointCollator
 from trainer_ext.data_broken import BrokenRows
 from trainer_ext.data_mixing import JointBatchPlan, JointDataset, row_count
@@ -47,6 +39,8 @@ from trainer_ext.optimization import decay_parameter_names, peak_learning_rate, 
 from trainer_ext.progress import RATES, StagePrinterCallback, StageProgressCallback, ThroughputCallback
 from trainer_ext.recipe import Recipe
 from trainer_ext.recipe_errors import raise_problems
+from trainer_ext.saving import SavingTrainer
+from trainer_ext.sharding import ShardedModel, is_sharded, shard_model, whole_parameter
 from trainer_ext.source_record import SourceRecord
 from trainer_ext.stages import StageCallback, image_parameters
 from trainer_ext.step_parts import PartEmbedder, chunks_of
@@ -55,7 +49,7 @@ from trainer_ext.tuning import TuningCallback, drop_frozen_gradients, prepare_pa
 Evaluate = Callable[[nn.Module, Any], dict[str, float]]
 
 
-class JinaCLIPTrainer(Trainer):
+class JinaCLIPTrainer(SavingTrainer):
     """Trains a ``JinaCLIPModel`` through all stages of a recipe in one ``train()``.
 
     Takes the arguments of ``transformers.Trainer``, of which these have a meaning of their own:
@@ -190,12 +184,24 @@ class JinaCLIPTrainer(Trainer):
             drop_frozen_gradients(self.model, self.recipe.trained_parts(self.recipe.stages[inputs["stage"]]))
         return loss
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: DataLoader | None = None) -> nn.Module:
+        """When sharded: autocast as always, but not DDP, which accelerate puts around what it prepares for training."""
+        if training and model is self.model and is_sharded(self.model):
+            return ShardedModel(self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True))
+        return super()._wrap_model(model, training, dataloader)
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay by number of dimensions."""
         return decay_parameter_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The base class's groups cut by learning rate, and one for the objective's parameters: no weight decay."""
+        """The base class's groups cut by learning rate, and one for the objective's parameters: no weight decay.
+
+        The model is sharded here, since the optimizer has to take the shares as its parameters. By now a resumed run
+        has its weights.
+        """
+        if self.args.fully_shard and self.args.world_size > 1 and not is_sharded(self.model):
+            shard_model(self.model, self.args.device)
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if made:
@@ -232,95 +238,37 @@ class JinaCLIPTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Figures of ``evaluate_fn``, measured by the main process and known to all; training takes no notice of it."""
+        """Figures of ``evaluate_fn``, measured by the main process and known to all; training takes no notice of it.
+
+        Callbacks find the trainer's model whole as well, on the main process, and may save it there.
+        """
         figures = [{}]
-        if self.evaluate_fn is not None:
-            with unchanged_randomness():
+        with unchanged_randomness(), self.whole_model() as model:
+            if self.evaluate_fn is not None:
                 if self.is_world_process_zero():
-                    figures = [self.evaluate_fn(self.model, self.processing_class)]
+                    figures = [self.evaluate_fn(model.to(self.args.device), self.processing_class)]
                 broadcast_object_list(figures)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures[0].items()}
-        if metrics:
-            self.log(dict(metrics))  # a copy: the base class adds the epoch
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures[0].items()}
+            if metrics:
+                self.log(dict(metrics))  # a copy: the base class adds the epoch
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """The base class's checkpoint, under another name until it is whole."""
-        run = Path(self.args.output_dir)
-        target = run / f"checkpoint-{self.state.global_step}"
-        staging = partial_path(target)
-        if self.is_world_process_zero():
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.args.output_dir = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(run)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            if self.average is not None:
-                self.average.save(staging / target.name)
-            seal(staging / target.name)
-            publish(staging / target.name, target)
-            staging.rmdir()
-            keep_newest(run, self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()
-
-    def save_average(self, output_dir: str) -> None:
-        """Save the model with averaged weights as ``save_model`` saves the trained one."""
-        trained, self.model = self.model, self.average.model
-        try:
-            self.save_model(output_dir)
-        finally:
-            self.model = trained
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Model and processor, without the pickle of the arguments, which nobody reads back."""
-        # A fast tokenizer keeps the length and padding of its last call, and would save them as its own.
-        self.processing_class.tokenizer.backend_tokenizer.no_truncation()
-        self.processing_class.tokenizer.backend_tokenizer.no_padding()
-        folder = Path(output_dir or self.args.output_dir)
-        if has_lora(self.model) and self.args.should_save:
-            save = save_adapter if folder.name.startswith(PREFIX_CHECKPOINT_DIR) else save_merged
-            save(self.model, folder)
-            self.processing_class.save_pretrained(folder)
-        elif not has_lora(self.model):
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            (folder / "training_args.bin").unlink(missing_ok=True)
-            self.objective.save(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights, and the parameters of the objective."""
-        if has_lora(self.model):
-            load_adapter(self.model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.average is not None:
-            self.average.load(Path(resume_from_checkpoint))
-        self.objective.load(resume_from_checkpoint)
 
     def _check_objective(self) -> None:
         """See that the losses fit the model and the way it is wrapped."""
         raise_problems(f"recipe {self.recipe.name}", list(self.recipe.width_problems(self.model.config.projection_dim)))
-        names = [name for name, _ in self.objective.named_parameters()]
-        if names and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.args.fully_shard and (self.recipe.lora is not None or has_lora(self.model)):
             raise ValueError(
-                f"the losses train parameters of their own ({', '.join(names)}), which FSDP and DeepSpeed would not "
-                "save; use DDP, or give fixed temperatures and info_nce instead of siglip"
+                f"lora is {self.recipe.lora} and fully_shard is on: adapters are made and saved with whole weights; "
+                "leave out one of the two. With LoRA the optimizer is small already"
             )
-        text, patches = self.model.config.text_config, self.model.config.vision_config.patch_dropout
-        rates = {name: getattr(text, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
-        rates["patch_dropout"] = max(
-            patches if s.patch_dropout is None else s.patch_dropout for s in self.recipe.stages
-        )
-        random = {name: rate for name, rate in rates.items() if rate}
-        if self.args.torch_compile and self.args.gradient_cache_chunk_size is not None and random:
+        if self.args.fully_shard and self.is_deepspeed_enabled:
+            raise ValueError("fully_shard is on and so is DeepSpeed, which shards the weights itself; leave one out")
+        names = [name for name, _ in self.objective.named_parameters()]
+        if names and self.is_deepspeed_enabled:
             raise ValueError(
-                f"compiled code draws other random numbers with gradients than without, so the two passes of the "
-                f"gradient cache would not see the same {random}; set these to 0, or leave out torch_compile"
+                f"the losses train parameters of their own ({', '.join(names)}), which DeepSpeed would not save; use "
+                "DDP or fully_shard, or give fixed temperatures and info_nce instead of siglip"
             )
 
     def _embeddings(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -330,7 +278,9 @@ class JinaCLIPTrainer(Trainer):
         size = self.args.gradient_cache_chunk_size
         if size is None:
             return {name: self._embed(model, part) for name, part in parts.items()} | {"temperature": temperature(None)}
-        chunks = chunks_of(parts, size, self.model.config.vision_config.patch_size)
+        # Every chunk is a collective of a sharded model: all processes must have as many.
+        equal_rows = is_sharded(self.model)
+        chunks = chunks_of(parts, size, self.model.config.vision_config.patch_size, equal_rows)
         sides = {name: Side(partial(self._embed, model), pieces) for name, (pieces, _) in chunks.items()}
         sides["temperature"] = Side(temperature, [None])
         embeddings = cached_embeddings(
@@ -341,8 +291,8 @@ class JinaCLIPTrainer(Trainer):
 
     def _temperature(self, chunk: None, with_images: bool) -> Tensor:
         """The trained temperature; DDP waits for a gradient of every parameter, so without images it brings zeros."""
-        temperature = clamped_temperature(self.model.logit_scale)
-        if not with_images and self.args.world_size > 1:
+        temperature = clamped_temperature(whole_parameter(self.model.logit_scale))
+        if not with_images and self.args.world_size > 1 and not is_sharded(self.model):
             temperature = temperature + sum(0.0 * parameter.sum() for parameter in image_parameters(self.model))
         return temperature
 

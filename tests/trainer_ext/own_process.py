@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from tests.trainer_ext.tiny_run import COLOURS, NUMBERS, RunFactory, entries_of, picture, trained
 from trainer_ext import __main__ as command_line
-from trainer_ext import checkpoints, trainer
+from trainer_ext import checkpoints, saving
 from trainer_ext.evaluation import HardNegativeTask, Task, image_text_tasks, text_task
 from trainer_ext.trainer import JinaCLIPTrainer
 
@@ -107,7 +107,7 @@ def train_until_killed_in_checkpoint(recipe: Path, folder: Path, overrides: list
             kill_self()
         real(folder)
 
-    trainer.seal = seal
+    saving.seal = seal
     RunFactory(recipe)(folder, *overrides, evaluate_fn=noisy_evaluation).train()
 
 
@@ -119,6 +119,13 @@ def train_rank(
     made = RunFactory(recipe)(folder, *overrides, dropout=dropout, evaluate_fn=noisy_evaluation)
     trained(made, resume_from)
     torch.save(entries_of(made), folder / f"log-{made.args.process_index}.pt")
+
+
+def run_command(command: list[str]) -> None:
+    """The command line to its end."""
+    settle()
+    command_line.load_suite = tiny_suite
+    assert command_line.main(command) == 0
 
 
 def tiny_suite(name: str) -> list[Task]:

@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from transformers import TrainingArguments
 
-from trainer_ext.arguments import CONTRADICTIONS, SAID_ELSEWHERE, JinaCLIPTrainingArguments, training_arguments
+from trainer_ext.arguments import (
+    COMPILED_GRAPHS,
+    CONTRADICTIONS,
+    SAID_ELSEWHERE,
+    JinaCLIPTrainingArguments,
+    training_arguments,
+)
 from trainer_ext.recipe import load_recipe
 
 
@@ -17,9 +24,33 @@ def test_optimizer_defaults_are_the_papers(tmp_path: Path) -> None:
     assert (arguments.weight_decay, arguments.text_temperature, arguments.report_to) == (0.025, 0.05, [])
 
 
+def test_compiled_code_is_for_all_shapes_and_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"BACKEND": "no", "MODE": "default", "USE_DYNAMIC": "false"}.items():
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", value)  # what the arguments change here ends with the test
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        JinaCLIPTrainingArguments(output_dir=str(tmp_path), torch_compile=True)
+        assert torch._dynamo.config.recompile_limit == COMPILED_GRAPHS
+        assert torch._dynamo.config.fail_on_recompile_limit_hit
+        assert TorchDynamoPlugin().dynamic is True
+
+
 @pytest.mark.parametrize("name", [*SAID_ELSEWHERE, *CONTRADICTIONS])
 def test_listed_names_are_arguments_of_the_base_class(name: str) -> None:
     assert name in {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+# What fully_shard does not go with.
+UNSHARDED = [
+    {"ema_decay": 0.9},
+    {"torch_compile": True},
+    {"torch_compile_backend": "inductor"},
+    {"torch_compile_mode": "default"},
+    {"deepspeed": {"zero_optimization": {"stage": 2}}},
+    {"fp16": True},
+    {"save_on_each_node": True},
+    {"optim": "adafactor"},
+    {"optim": "adamw_bnb_8bit"},
+]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +64,7 @@ def test_listed_names_are_arguments_of_the_base_class(name: str) -> None:
         ({"false_negatives": "drop"}, "false_negatives is 'drop'; use one of mask, positive, keep"),
         ({"save_only_model": True}, "save_only_model cannot be used"),
         ({"ignore_data_skip": True}, "other batches"),
+        *(({"fully_shard": True, **wrong}, f"{next(iter(wrong))} is .*fully_shard") for wrong in UNSHARDED),
         ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "every stage's model is kept"),
     ],
 )

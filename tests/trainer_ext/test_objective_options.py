@@ -178,10 +178,10 @@ def test_a_later_run_starts_from_what_a_model_folder_holds(tiny_recipe: Path, tm
     assert first["temperature_text"] == pytest.approx(0.05)
 
 
-def test_own_parameters_and_sharded_training_are_refused_together(make_trainer: RunFactory, tmp_path: Path) -> None:
+def test_own_parameters_and_deepspeed_are_refused_together(make_trainer: RunFactory, tmp_path: Path) -> None:
     trainer = make(make_trainer, tmp_path, "siglip")
-    trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match=r"parameters of their own \(image_text_bias\), which FSDP"):
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match=r"parameters of their own \(image_text_bias\), which DeepSpeed"):
         trainer._check_objective()
 
 
@@ -240,6 +240,10 @@ TWO = [
         pytest.param(option, [], id=option, marks=pytest.mark.slow)
         for option in OPTIONS
         if option not in ("info_nce", "trained text temperature", "matryoshka of siglip and scores")
+    ),
+    *(
+        pytest.param(option, ["fully_shard=true"], id=f"{option}, sharded", marks=pytest.mark.slow)
+        for option in OPTIONS
     ),
 ]
 

@@ -52,6 +52,25 @@ def test_chunks_hold_every_row_once_and_come_back_in_order(size: int) -> None:
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("lengths", [[1, 2, 3, 4, 5], [30, 1, 30, 1, 17]])
+def test_equal_rows_make_as_many_chunks_of_any_lengths(lengths: list[int]) -> None:
+    """Shortest texts first, each chunk as wide as it needs; pictures take no more rows where they are small."""
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.arange(5)[:, None] * mask
+    parts = {
+        "image": {"pixel_values": torch.zeros(5, 3, 8, 8)},
+        "caption": {"input_ids": ids, "attention_mask": mask},
+    }
+    found = chunks_of(parts, 2, 4, equal_rows=True)
+    assert [len(chunk["pixel_values"]) for chunk in found["image"][0]] == [2, 2, 1]
+    chunks, order = found["caption"]
+    assert [len(chunk["input_ids"]) for chunk in chunks] == [2, 2, 1]
+    rows = torch.cat([chunk["input_ids"].amax(dim=1) for chunk in chunks])
+    assert rows[order].tolist() == [0, 1, 2, 3, 4]
+    widths = [chunk["input_ids"].shape[1] for chunk in chunks]
+    assert widths == ([5, 5, 5] if max(lengths) == 5 else [8, 30, 30])
+
+
 def test_pictures_keep_their_order() -> None:
     pixels = torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 8, 12)
     chunks, order = chunks_of({"image": {"pixel_values": pixels}}, 2, 4)["image"]

@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(
         if folder.name == "checkpoint-4":
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer_ext.trainer.seal", full)
+    monkeypatch.setattr("trainer_ext.saving.seal", full)
     with pytest.raises(OSError, match="No space left"):
         make_trainer(tmp_path).train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
