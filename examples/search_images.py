@@ -13,15 +13,14 @@ import importlib.util
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-BATCH, THUMBNAIL = 8, 192  # images held at full size, pixels of what is kept of them
 OURS = ("modeling_jina_clip", "trainer_ext", "hub_upload")
 
 
@@ -49,14 +48,16 @@ def read_images(place: Path) -> Iterator[tuple[str, Image.Image]]:
         sys.exit(f"--images {place}: there is no such folder or parquet file.")
 
 
-def index_images(images: Iterable[tuple[str, Image.Image]], encode: Callable) -> tuple[np.ndarray, list[str], list]:
-    """Vectors, names and thumbnails; no more than a batch is held at full size."""
-    vectors, names, thumbnails, images = [], [], [], iter(images)
-    while batch := list(islice(images, BATCH)):
-        vectors.append(encode([image for _, image in batch]))
-        names += [name for name, _ in batch]
-        thumbnails += [ImageOps.contain(image, (THUMBNAIL, THUMBNAIL)) for _, image in batch]
-    return np.concatenate(vectors), names, thumbnails
+def batches(images: Iterable[tuple[str, Image.Image]]) -> Iterator[tuple[list[str], list[Image.Image]]]:
+    """Names and images, 16 at a time or fewer where they are large: no more are held at full size."""
+    names, held = [], []
+    for name, image in images:
+        names, held = [*names, name], [*held, image]
+        if len(held) == 16 or sum(image.width * image.height for image in held) > 32_000_000:
+            yield names, held
+            names, held = [], []
+    if held:
+        yield names, held
 
 
 def name_of(row: dict) -> str:
@@ -72,8 +73,7 @@ def draw(path: Path, queries: list[str], found: list[list[tuple[float, str, Imag
     figure = Figure(figsize=(2.6 + 1.7 * top, 2.2 * len(queries)), layout="constrained", dpi=110)
     grid = figure.add_gridspec(len(queries), top + 1, width_ratios=[1.5, *[1] * top])
     for line, (query, hits) in enumerate(zip(queries, found, strict=True)):
-        label = figure.add_subplot(grid[line, 0])
-        label.axis("off")
+        label = figure.add_subplot(grid[line, 0], frame_on=False, xticks=[], yticks=[])
         label.text(0, 0.5, textwrap.fill(query, 20, max_lines=6), va="center", fontsize=11, parse_math=False)
         for column, (score, name, image) in enumerate(hits, start=1):
             axes = figure.add_subplot(grid[line, column])
@@ -101,16 +101,15 @@ def main() -> None:
 
     model = SentenceTransformer(arguments.model, trust_remote_code=True)
     print(f"{', '.join(OURS)} cannot be imported here; the model runs on its own {type(model[0].model).__module__}.")
-    encode = partial(model.encode, normalize_embeddings=True, batch_size=BATCH, show_progress_bar=False)
-    image_vectors, names, thumbnails = index_images(chain([first], images), encode)
-    text_vectors = encode(arguments.queries)
-    found = []
-    for query, scores in zip(arguments.queries, text_vectors @ image_vectors.T, strict=True):
+    encode = partial(model.encode, normalize_embeddings=True, show_progress_bar=False)
+    vectors, names, thumbnails, found = [], [], [], []
+    for some, held in batches(chain([first], images)):
+        vectors, names = [*vectors, encode(held)], [*names, *some]
+        thumbnails += [ImageOps.contain(image, (192, 192)) for image in held]
+    for query, scores in zip(arguments.queries, encode(arguments.queries) @ np.concatenate(vectors).T, strict=True):
         best = np.argsort(-scores)[: arguments.top]
         found.append([(float(scores[place]), names[place], thumbnails[place]) for place in best])
-        print(f"\n{query}")
-        for score, name, _ in found[-1]:
-            print(f"  {score:6.3f}  {name}")
+        print(f"\n{query}", *(f"  {score:6.3f}  {name}" for score, name, _ in found[-1]), sep="\n")
     draw(arguments.sheet, arguments.queries, found)
     print(f"\n{len(names)} images searched; contact sheet: {arguments.sheet}")
 

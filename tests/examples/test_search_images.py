@@ -103,19 +103,10 @@ def test_the_script_imports_nothing_of_ours():
     ]
 
 
-def test_no_more_than_a_batch_is_held_at_full_size(pictures, tmp_path):
-    """What is read is dropped once it is encoded: of 40 pictures the thumbnails stay."""
-    script = runpy.run_path(str(SCRIPT))
-    names = sorted(pictures)
-    full = ((names[n % 4], Pictures.new("RGB", (2000, 1500))) for n in range(40))
-    seen = []
-
-    def encode(batch):
-        seen.append([image.size for image in batch])
-        return np.zeros((len(batch), 4))
-
-    vectors, found, kept = script["index_images"](full, encode)
-    assert [len(batch) for batch in seen] == [8] * 5
-    assert {size for batch in seen for size in batch} == {(2000, 1500)}
-    assert {image.size for image in kept} == {(192, 144)}
-    assert (vectors.shape, len(found)) == ((40, 4), 40)
+def test_no_more_than_a_batch_is_held_at_full_size():
+    """What is read is dropped once it is encoded; a batch ends after 16 images or 32 million pixels."""
+    batches = runpy.run_path(str(SCRIPT))["batches"]
+    for size, lengths in (((40, 30), [16, 16, 8]), ((2000, 1500), [11, 11, 11, 7])):
+        found = list(batches((f"{n}.png", Pictures.new("RGB", size)) for n in range(40)))
+        assert [len(held) for _, held in found] == lengths
+        assert [name for names, _ in found for name in names] == [f"{n}.png" for n in range(40)]
