@@ -78,11 +78,14 @@ TINY = ["--width", "64", "--rows", "8", "--chunk", "4"]
 RUN: dict[str, list[str]] = {
     "python examples/search_images.py outputs/openmoji-hub 'a red apple' --images my_pictures/": [],
     "python -m trainer_ext openmoji --output_dir outputs/shorter stages.0.steps=100 save_steps=50": DEMO,
+    "python -m trainer_ext openmoji --only_stage short-captions --output_dir outputs/start evaluation=null "
+    "stages.0.steps=150 stages.0.image_text.batch_size=64 stages.0.text.batch_size=64": [*SHORT, *SMALL],
     "python -m trainer_ext my_recipe.yaml --output_dir outputs/mine": SHORT,
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --onnx": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --max_shard_size 2GB --license cc-by-sa-4.0": [],
     "python hub_upload.py build outputs/mine outputs/mine-hub": [],
+    "python hub_upload.py build outputs/tuned/with-texts outputs/tuned-hub": [],
     "python hub_upload.py verify outputs/mine-hub": [],
     "python hub_upload.py verify outputs/openmoji-hub": [],
     "python hub_upload.py verify outputs/openmoji-hub --python ../lowest/bin/python --python ../newest/bin/python": [],
@@ -100,6 +103,15 @@ RUN: dict[str, list[str]] = {
     ],
     "python -m trainer_ext.embedded": [],
     "python -X importtime -c 'import transformers, modeling_jina_clip'": [],
+    "python benchmarks/finetuning.py outputs/start --steps 60 --batch_size 32": [
+        "--seeds",
+        "1",
+        "2",
+        "--steps",
+        "2",
+        "--batch_size",
+        "8",
+    ],
     "python benchmarks/encode_speed.py text --texts 128": ["--texts", "2", "--rounds", "1"],
     "python benchmarks/encode_speed.py image --images 16 --peers .peers": ["--images", "1", "--rounds", "1"],
     "python benchmarks/encode_speed.py memory": ["--tokens", "64"],
@@ -196,7 +208,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     r"python hub_upload\.py push .*--(revision|create_pr).*": (
         *("needs a repository with a branch: tests/test_hub_upload_push.py", push_takes),
     ),
-    r"python -m trainer_ext openmoji .*(--only_stage|stages\.\d\.text=null).*": (
+    r"python -m trainer_ext openmoji .*(--only_stage hard-negatives|stages\.\d\.text=null).*": (
         *("the demo once more, or from its stages", trainer_takes),
     ),
     r"python -m trainer_ext my_recipe\.yaml --output_dir outputs/try .*": (
