@@ -50,6 +50,16 @@ class EncodingMixin:
     def processor(self, value: Any) -> None:
         self._processor = value
 
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where inputs go: to the weights, or where accelerate brings weights that wait on disk (``device_map``)."""
+        if self.device.type != "meta":
+            return self.device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+        single = (part for hook in hooks for part in getattr(hook, "hooks", [hook]))
+        devices = (getattr(part, "execution_device", None) for part in single)
+        return torch.device(next((device for device in devices if device is not None), "cpu"))
+
     @torch.inference_mode()
     def encode_text(
         self,
@@ -93,7 +103,7 @@ class EncodingMixin:
 
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        on_cpu = torch.device(device or self.device).type == "cpu"
+        on_cpu = torch.device(device or self._execution_device).type == "cpu"
         budget = batch_size * (TOKENS_PER_ROW_CPU if on_cpu else TOKENS_PER_ROW)
         batches = token_budget_batches([len(row) for row in rows], budget)
         embeddings = self._encode(batches, prepare, self.get_text_features, show_progress_bar, device)
@@ -159,6 +169,7 @@ class EncodingMixin:
         """Features of all ``batches`` of indices in evaluation mode: (count, dim) float32 on the CPU, in order."""
         if device is not None:
             self.to(device)
+        target = self._execution_device
         was_training = self.training
         self.eval()
         embeddings = torch.empty(sum(map(len, batches)), self.config.projection_dim)
@@ -166,7 +177,7 @@ class EncodingMixin:
         bar = tqdm(prepared_ahead(batches, prepare), "Encoding", len(batches), unit="batch", disable=not show)
         try:
             for indices, inputs in bar:
-                inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+                inputs = {name: tensor.to(target) for name, tensor in inputs.items()}
                 embeddings[indices] = features(**inputs).float().cpu()
         finally:
             self.train(was_training)

@@ -39,6 +39,7 @@ from .image_urls import fetch_url as fetch_url
 from .processing_jina_clip import JinaCLIPProcessor as JinaCLIPProcessor
 from .text_adapters import AdaptedWeight as AdaptedWeight
 from .text_positions import TextPositions as TextPositions
+from .vision_positions import rope_tables as rope_tables
 
 
 @dataclass

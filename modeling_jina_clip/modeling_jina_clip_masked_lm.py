@@ -25,10 +25,10 @@ from .tower_initialization import InitializationReport, initialize_masked_lm
 from .attention_backends import flex_attention_forward as flex_attention_forward
 from .attention_functions import short_attention as short_attention
 from .checkpoint_keys import Rule as Rule
-from .modeling_jina_clip_vision import resize_position_embedding as resize_position_embedding
 from .strict_loading import StrictLoadingMixin as StrictLoadingMixin
 from .text_adapters import AdaptedWeight as AdaptedWeight
 from .text_positions import TextPositions as TextPositions
+from .vision_positions import resize_position_embedding as resize_position_embedding
 
 NOT_MASKED = -100  # the label of positions that are not to be guessed, as everywhere in transformers
 

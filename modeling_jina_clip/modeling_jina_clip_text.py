@@ -244,7 +244,7 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, AdaptedWeight):
             init.normal_(module.original, std=std)
-            for factor in module.get_submodule("0").parameters():
+            for factor in module.factors.parameters():
                 init.zeros_(factor)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)

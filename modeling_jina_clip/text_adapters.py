@@ -12,24 +12,46 @@ from torch.nn import functional as F
 from .configuration_jina_clip import JinaCLIPTextConfig
 
 
-class AdaptedWeight(nn.Module):
-    """A weight with low-rank factors for each task; the names are those of the published file."""
+class LowRankFactors(nn.Module):
+    """The two factors of each task's update; called with what the weight is applied to, it gives what they add."""
 
-    def __init__(self, shape: tuple[int, int], tasks: int, rank: int, embedding: bool) -> None:
+    def __init__(self, shape: tuple[int, int], config: JinaCLIPTextConfig, embedding: bool) -> None:
         super().__init__()
         rows, columns = shape
-        self.original = nn.Parameter(torch.empty(shape))
-        factors = nn.Module()
+        tasks, rank = len(config.lora_adaptations), config.lora_rank
         # Stored as W + B A for linear layers, and as W + A B for embeddings.
         a_shape, b_shape = ((rows, rank), (rank, columns)) if embedding else ((rank, columns), (rows, rank))
-        factors.lora_A = nn.Parameter(torch.zeros(tasks, *a_shape))
-        factors.lora_B = nn.Parameter(torch.zeros(tasks, *b_shape))
-        self.add_module("0", factors)
+        self.lora_A = nn.Parameter(torch.zeros(tasks, *a_shape))
+        self.lora_B = nn.Parameter(torch.zeros(tasks, *b_shape))
+        self.embedding, self.scale = embedding, config.lora_alpha / rank
 
-    def factors(self, task: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both factors of one task."""
-        module = self.get_submodule("0")
-        return module.lora_A[task], module.lora_B[task]
+    def forward(self, inputs: torch.Tensor, task: int) -> torch.Tensor:
+        first, second = self.lora_A[task], self.lora_B[task]
+        if self.embedding:
+            return (F.embedding(inputs, first) @ second) * self.scale
+        return F.linear(F.linear(inputs, first), second) * self.scale
+
+
+class AdaptedWeight(nn.Module):
+    """A weight with low-rank factors for each task; the names are those of the published file.
+
+    It applies the weight itself, and its factors theirs, because accelerate fetches weights that wait on disk or in
+    another memory when the module that holds them is called.
+    """
+
+    def __init__(self, shape: tuple[int, int], config: JinaCLIPTextConfig, embedding: bool) -> None:
+        super().__init__()
+        self.original = nn.Parameter(torch.empty(shape))
+        self.add_module("0", LowRankFactors(shape, config, embedding))
+        self.embedding, self.task = embedding, config.lora_task_index
+
+    @property
+    def factors(self) -> LowRankFactors:
+        return self.get_submodule("0")
+
+    def forward(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        plain = F.embedding(inputs, self.original) if self.embedding else F.linear(inputs, self.original, bias)
+        return plain if self.task is None else plain + self.factors(inputs, self.task)
 
 
 class AdaptedLinear(nn.Module):
@@ -37,18 +59,11 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, config: JinaCLIPTextConfig, inputs: int, outputs: int) -> None:
         super().__init__()
-        weight = AdaptedWeight((outputs, inputs), len(config.lora_adaptations), config.lora_rank, embedding=False)
-        self.parametrizations = nn.ModuleDict({"weight": weight})
+        self.parametrizations = nn.ModuleDict({"weight": AdaptedWeight((outputs, inputs), config, embedding=False)})
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.task, self.scale = config.lora_task_index, config.lora_alpha / config.lora_rank
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        weight = self.parametrizations["weight"]
-        output = F.linear(states, weight.original, self.bias)
-        if self.task is None:
-            return output
-        down, up = weight.factors(self.task)
-        return output + F.linear(F.linear(states, down), up) * self.scale
+        return self.parametrizations["weight"](states, self.bias)
 
 
 class AdaptedEmbedding(nn.Module):
@@ -56,17 +71,10 @@ class AdaptedEmbedding(nn.Module):
 
     def __init__(self, config: JinaCLIPTextConfig, count: int, width: int) -> None:
         super().__init__()
-        weight = AdaptedWeight((count, width), len(config.lora_adaptations), config.lora_rank, embedding=True)
-        self.parametrizations = nn.ModuleDict({"weight": weight})
-        self.task, self.scale = config.lora_task_index, config.lora_alpha / config.lora_rank
+        self.parametrizations = nn.ModuleDict({"weight": AdaptedWeight((count, width), config, embedding=True)})
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        weight = self.parametrizations["weight"]
-        output = F.embedding(ids, weight.original)
-        if self.task is None:
-            return output
-        rows, mix = weight.factors(self.task)
-        return output + (F.embedding(ids, rows) @ mix) * self.scale
+        return self.parametrizations["weight"](ids)
 
 
 def linear_layer(config: JinaCLIPTextConfig, inputs: int, outputs: int) -> nn.Module:
