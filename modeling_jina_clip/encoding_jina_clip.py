@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .image_processing_jina_clip import JinaCLIPImageProcessor
-from .processing_jina_clip import JinaCLIPProcessor
+from .model_origin import ModelOrigin
 
 logger = logging.get_logger(__name__)
 
@@ -28,22 +26,28 @@ class EncodingMixin:
     """Adds ``encode_text`` and ``encode_image`` to a model with ``get_text_features`` and ``get_image_features``."""
 
     _processor: Any = None
+    _origin: ModelOrigin | None = None
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As ``PreTrainedModel.from_pretrained``, and the model remembers where its processor lies."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        if model.config._name_or_path:
+            model._origin = ModelOrigin(model.config._name_or_path, kwargs)
+        return loaded
 
     @property
     def processor(self) -> Any:
-        """The tokenizer and image processor, read on first use from the folder the model was loaded from.
+        """The tokenizer and image processor, read on first use from where the model was loaded from.
 
-        Set it by hand on a model that was made in memory: ``model.processor = processor``.
+        That is the same folder or commit, with the same ``subfolder``, ``token``, ``cache_dir`` and
+        ``local_files_only``. Set it by hand on a model that was made in memory: ``model.processor = processor``.
         """
         if self._processor is None:
-            folder = self.config._name_or_path
-            if not folder:
+            if not self.config._name_or_path:
                 raise ValueError("this model was not loaded from a folder; set model.processor to a JinaCLIPProcessor")
-            # Built from our own classes, so that no `auto_map` of the folder can name code to run.
-            self._processor = JinaCLIPProcessor(
-                JinaCLIPImageProcessor.from_pretrained(folder),
-                AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-            )
+            self._processor = (self._origin or ModelOrigin(self.config._name_or_path, {})).load_processor()
         return self._processor
 
     @processor.setter
