@@ -36,6 +36,7 @@ from .cpu_products import faster_products as faster_products
 from .image_inputs import open_image as open_image
 from .image_processing_jina_clip import JinaCLIPImageProcessor as JinaCLIPImageProcessor
 from .image_urls import fetch_url as fetch_url
+from .input_lists import list_of_texts as list_of_texts
 from .model_origin import ModelOrigin as ModelOrigin
 from .processing_jina_clip import JinaCLIPProcessor as JinaCLIPProcessor
 from .text_adapters import AdaptedWeight as AdaptedWeight
