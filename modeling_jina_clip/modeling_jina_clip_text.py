@@ -10,6 +10,7 @@ Parameter names are those of the published files.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ from .attention_functions import eager_attention_forward, is_short, short_attent
 from .configuration_jina_clip import JinaCLIPTextConfig
 from .cpu_products import faster_products
 from .strict_loading import StrictLoadingMixin
-from .text_adapters import AdaptedWeight, embedding_layer, linear_layer
+from .text_adapters import AdaptedWeight, embedding_layer, linear_layer, merge_task_adapter
 from .text_positions import TextPositions, attention_dtype, turn_halves
 
 
@@ -284,6 +285,11 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.embeddings.word_embeddings = value
+
+    def merge_task_adapter(self, task: str | None = None) -> Self:
+        """See ``JinaCLIPModel.merge_task_adapter``."""
+        merge_task_adapter(self, self.config, task)
+        return self
 
     @merge_with_config_defaults
     @capture_outputs

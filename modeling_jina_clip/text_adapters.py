@@ -3,6 +3,8 @@
 The published file stores each adapted weight as ``parametrizations.weight.original`` with the factors of all tasks
 beside it. The original code builds ``W + scale * B A`` anew at every call, the 250,002-row embedding table included;
 here the factors act on the activations, which is the same product in another order and costs next to nothing.
+
+``merge_task_adapter`` puts them into plain layers, which is what quantizers and PEFT look for.
 """
 
 import torch
@@ -49,6 +51,14 @@ class AdaptedWeight(nn.Module):
     def factors(self) -> LowRankFactors:
         return self.get_submodule("0")
 
+    def merged(self, task: int | None) -> nn.Parameter:
+        """The weight with the update of a task added in float32, or of none, in its own type."""
+        weight = self.original.detach().float()
+        if task is not None:
+            first, second = self.factors.lora_A[task].detach().float(), self.factors.lora_B[task].detach().float()
+            weight = weight + (first @ second if self.embedding else second @ first) * self.factors.scale
+        return nn.Parameter(weight.to(self.original.dtype), requires_grad=self.original.requires_grad)
+
     def forward(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         plain = F.embedding(inputs, self.original) if self.embedding else F.linear(inputs, self.original, bias)
         return plain if self.task is None else plain + self.factors(inputs, self.task)
@@ -65,16 +75,31 @@ class AdaptedLinear(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return self.parametrizations["weight"](states, self.bias)
 
+    def plain(self, task: int | None) -> nn.Linear:
+        """The same layer without adapters."""
+        weight = self.parametrizations["weight"].merged(task)
+        layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta").train(self.training)
+        layer.weight, layer.bias = weight, self.bias
+        return layer
+
 
 class AdaptedEmbedding(nn.Module):
     """``nn.Embedding`` plus the low-rank update of the configured task."""
 
-    def __init__(self, config: JinaCLIPTextConfig, count: int, width: int) -> None:
+    def __init__(self, config: JinaCLIPTextConfig, count: int, width: int, padding_idx: int | None = None) -> None:
         super().__init__()
+        self.padding_idx = padding_idx
         self.parametrizations = nn.ModuleDict({"weight": AdaptedWeight((count, width), config, embedding=True)})
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.parametrizations["weight"](ids)
+
+    def plain(self, task: int | None) -> nn.Embedding:
+        """The same table without adapters."""
+        weight = self.parametrizations["weight"].merged(task)
+        table = nn.Embedding(*weight.shape, padding_idx=self.padding_idx, device="meta").train(self.training)
+        table.weight = weight
+        return table
 
 
 def linear_layer(config: JinaCLIPTextConfig, inputs: int, outputs: int) -> nn.Module:
@@ -85,5 +110,25 @@ def linear_layer(config: JinaCLIPTextConfig, inputs: int, outputs: int) -> nn.Mo
 def embedding_layer(config: JinaCLIPTextConfig, count: int, width: int, padding_idx: int | None = None) -> nn.Module:
     """An embedding table, with adapters where the checkpoint has them."""
     if config.lora_adaptations:
-        return AdaptedEmbedding(config, count, width)
+        return AdaptedEmbedding(config, count, width, padding_idx)
     return nn.Embedding(count, width, padding_idx=padding_idx)
+
+
+def merge_task_adapter(tower: nn.Module, config: JinaCLIPTextConfig, task: str | None = None) -> None:
+    """Replace the adapted layers of ``tower`` by plain ones, and take the adapters out of ``config``.
+
+    Raises ``ValueError`` for a task without an adapter, and where weights wait outside the device.
+    """
+    known = config.lora_adaptations or []
+    if task is not None and task not in known:
+        raise ValueError(f"task={task!r} has no adapter in this model; it has {known or 'none, or none any more'}")
+    index = config.lora_task_index if task is None else known.index(task)
+    adapted = [
+        (name, part) for name, part in tower.named_modules() if isinstance(part, AdaptedLinear | AdaptedEmbedding)
+    ]
+    if any(parameter.is_meta for _, part in adapted for parameter in part.parameters()):
+        raise ValueError("task adapters can be merged only where the weights are in memory; load without device_map")
+    for name, part in adapted:
+        parent, _, child = name.rpartition(".")
+        setattr(tower.get_submodule(parent), child, part.plain(index))
+    config.lora_adaptations = config.default_lora_task = None
