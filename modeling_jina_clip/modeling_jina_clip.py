@@ -40,6 +40,7 @@ from .image_urls import fetch_url as fetch_url
 from .input_lists import list_of_texts as list_of_texts
 from .model_origin import ModelOrigin as ModelOrigin
 from .processing_jina_clip import JinaCLIPProcessor as JinaCLIPProcessor
+from .tensor_checks import check_pixels as check_pixels
 from .text_adapters import AdaptedWeight as AdaptedWeight
 from .text_positions import TextPositions as TextPositions
 from .vision_positions import rope_tables as rope_tables
@@ -125,11 +126,19 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """Text vectors (batch, dim), not normalised, from ``input_ids`` (batch, length)."""
+        """Text vectors (batch, dim), not normalised, from ``input_ids`` (batch, length). Always a tensor.
+
+        Pass what a tokenizer gives by name: ``model.get_text_features(**inputs)``.
+        """
+        kwargs["return_dict"] = True
         return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).pooler_output
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width)."""
+        """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width). Always a tensor.
+
+        Pass what an image processor gives by name: ``model.get_image_features(**inputs)``.
+        """
+        kwargs["return_dict"] = True
         return self.vision_model(pixel_values=pixel_values, pooled_only=True, **kwargs).pooler_output
 
     def initialize_towers(
@@ -194,6 +203,7 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
         if input_ids is None and pixel_values is None:
             raise ValueError("JinaCLIPModel needs input_ids, pixel_values or both; got neither")
         output = JinaCLIPOutput()
+        kwargs["return_dict"] = True  # of the towers; `can_return_tuple` has taken the caller's
         if input_ids is not None:
             output.text_model_output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             output.text_embeds = F.normalize(output.text_model_output.pooler_output, dim=-1)  # (T, D)

@@ -26,6 +26,7 @@ from .attention_backends import flex_attention_forward as flex_attention_forward
 from .attention_functions import short_attention as short_attention
 from .checkpoint_keys import Rule as Rule
 from .strict_loading import StrictLoadingMixin as StrictLoadingMixin
+from .tensor_checks import check_token_ids as check_token_ids
 from .text_adapters import AdaptedWeight as AdaptedWeight
 from .text_positions import TextPositions as TextPositions
 from .vision_positions import resize_position_embedding as resize_position_embedding
@@ -146,6 +147,7 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
         ``num_items_in_batch`` divides the sum instead of their number, as the ``Trainer`` wants it when it accumulates
         gradients.
         """
+        kwargs["return_dict"] = True  # of the tower; `can_return_tuple` has taken the caller's
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         states, loss = output.last_hidden_state, None  # (B, L, W)
         wanted = None if labels is None else labels != NOT_MASKED

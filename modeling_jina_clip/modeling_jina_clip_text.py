@@ -30,6 +30,7 @@ from .attention_functions import eager_attention_forward, is_short, short_attent
 from .configuration_jina_clip import JinaCLIPTextConfig
 from .cpu_products import faster_products
 from .strict_loading import StrictLoadingMixin
+from .tensor_checks import check_token_ids
 from .text_adapters import AdaptedWeight, embedding_layer, linear_layer, merge_task_adapter
 from .text_positions import TextPositions, attention_dtype, turn_halves
 
@@ -303,7 +304,9 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
 
         ``attention_mask`` (batch, length) is nonzero on real tokens; without it every token that is not
         ``pad_token_id`` counts, as in the published code. ``pooler_output`` is (batch, embed_dim), not normalised.
+        Raises ``ValueError`` for other shapes.
         """
+        check_token_ids(input_ids, attention_mask)
         padding = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask != 0
         hidden_states = self.backbone(input_ids, padding, **kwargs)  # (B, L, W)
         return BaseModelOutputWithPooling(

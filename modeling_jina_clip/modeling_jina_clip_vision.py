@@ -25,6 +25,7 @@ from .attention_functions import eager_attention_forward, is_short, short_attent
 from .configuration_jina_clip import JinaCLIPVisionConfig
 from .cpu_products import faster_products
 from .strict_loading import StrictLoadingMixin
+from .tensor_checks import check_pixels
 from .text_positions import attention_dtype
 from .vision_positions import apply_rope, resize_position_embedding, rope_tables, rope_with_cls
 
@@ -261,8 +262,9 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
 
         The output is the class token's alone. With ``pooled_only`` the last layer leaves out what no one reads then,
         5/6 of its products, and ``last_hidden_state`` is (batch, 1, width), the class token.
-        Raises ``ValueError`` when the patch size does not divide the image.
+        Raises ``ValueError`` for other shapes, and when the patch size does not divide the image.
         """
+        check_pixels(pixel_values, self.config.num_channels)
         grid = self._grid(pixel_values)
         rope = rope_tables(self.config, grid, pixel_values.device)
         patches = self.patch_embed(pixel_values.to(self.patch_embed.proj.weight.dtype))  # (B, N, W)
