@@ -29,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("out", help="the new folder")
     step.add_argument("--max_shard_size", default="5GB", help="split weights above this size (default 5GB)")
     step.add_argument("--license", default="apache-2.0", help="licence of the weights (default apache-2.0)")
+    step.add_argument("--license_name", help="with --license other: its name, such as my-terms-1.0")
+    step.add_argument("--license_link", help="with --license other: https address of its text")
     step.add_argument("--onnx", action="store_true", help="export both towers to ONNX, too")
     step = steps.add_parser("verify", help="load the folder in a fresh interpreter and compare")
     step.add_argument("out")

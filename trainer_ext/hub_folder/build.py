@@ -7,6 +7,7 @@ from pathlib import Path
 from .card import card_text
 from .errors import HubFolderError
 from .folder import REQUIREMENTS, manifest_differences, write_json, write_manifest
+from .hub_names import check_licence
 from .installed import load_checkpoint, remote_code
 from .onnx_export import export_onnx, need_libraries
 
@@ -17,6 +18,8 @@ def build(
     *,
     max_shard_size: str = "5GB",
     license: str = "apache-2.0",
+    license_name: str | None = None,
+    license_link: str | None = None,
     onnx: bool = False,
 ) -> Path:
     """Turn a trained model into a folder for the Hub, and return its path.
@@ -26,19 +29,22 @@ def build(
             ``metrics.json`` and ``run.json``, where present, fill the model card.
         out: the new folder. An older one that ``build`` wrote is replaced; anything else is refused.
         max_shard_size: weights above this size are split over several files.
-        license: the licence of the weights, as the Hub spells it.
+        license: the licence of the weights, as the Hub spells it; "other" for one that it does not list.
+        license_name: with "other", its name, such as "my-terms-1.0".
+        license_link: with "other", the address of its text.
         onnx: export both towers to ONNX, too.
 
     Raises:
-        HubFolderError: no safe, complete, finite weights, a secret in a file, no library for ONNX, or ``out`` holds
-            something else.
+        HubFolderError: no safe, complete, finite weights, a secret in a file, no library for ONNX, an option that the
+            Hub would refuse, or ``out`` holds something else.
     """
+    check_licence(license, license_name, license_link)
     checkpoint, out = Path(checkpoint).resolve(), Path(out).resolve()
     _refuse_target(out)
     if onnx:
         need_libraries()
     model, processor = load_checkpoint(checkpoint)
-    card = card_text(model, processor, out.name, checkpoint, license, onnx)
+    card = card_text(model, processor, out.name, checkpoint, (license, license_name, license_link), onnx)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

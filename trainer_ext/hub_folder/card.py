@@ -6,6 +6,7 @@ from typing import Any
 
 from .errors import HubFolderError
 from .folder import MANIFEST, PLACEHOLDER, REQUIREMENTS, read_json
+from .hub_names import dataset_slug
 
 CARD = """---
 {metadata}
@@ -116,8 +117,13 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def card_text(model: Any, processor: Any, title: str, checkpoint: Path, license: str, onnx: bool) -> str:
-    """The model card: the template above, filled from the model and from what the trainer measured and recorded."""
+def card_text(
+    model: Any, processor: Any, title: str, checkpoint: Path, licence: tuple[str, str | None, str | None], onnx: bool
+) -> str:
+    """The model card: the template above, filled from the model and from what the trainer measured and recorded.
+
+    ``licence``: its identifier, and for "other" its name and the address of its text.
+    """
     from huggingface_hub import ModelCardData
 
     training, results, evaluations = "The checkpoint has no record of it.", "Nothing was measured.", None
@@ -132,7 +138,9 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, license:
         ) from error
     metadata = ModelCardData(
         model_name=title,
-        license=license,
+        license=licence[0],
+        license_name=licence[1],
+        license_link=licence[2],
         language="en",
         library_name="transformers",
         pipeline_tag="feature-extraction",
@@ -154,8 +162,13 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, license:
         packages=" ".join(f'"{name}{bound}"' for name, bound in REQUIREMENTS.items()),
         training=training,
         results=results,
-        license=license,
+        license=_licence_text(*licence),
     )
+
+
+def _licence_text(licence: str, name: str | None, link: str | None) -> str:
+    shown = name or licence
+    return f"[{shown}]({link})" if link else shown
 
 
 def _table(*rows: list[Any]) -> str:
@@ -186,15 +199,16 @@ def _results(rows: list[dict[str, Any]]) -> tuple[str, list[Any] | None]:
     columns = sorted(rows, key=lambda row: row["kind"] != "reference")
     table, evaluations = [["task", "metric", *(row["name"] for row in columns)]], []
     for name in dict.fromkeys(name for row in rows for name in row["metrics"]):
-        task, _, metric = name.rpartition("/")
-        task = task.replace("_", " ")
+        place, _, metric = name.rpartition("/")
+        task = place.replace("_", " ")
         for short, words in (("t2i_", "text to image "), ("i2t_", "image to text ")):
             metric = metric.replace(short, words)
         metric = re.sub(r"\b(r|ndcg)(\d+)$", lambda m: f"{'recall' if m[1] == 'r' else m[1]}@{m[2]}", metric)
         figures = [row["metrics"].get(name) for row in columns]
         table.append([task, metric, *("-" if figure is None else f"{100 * figure:.1f}" for figure in figures)])
         if columns[-1]["kind"] == "stage" and figures[-1] is not None:
-            data = {"dataset_type": task, "dataset_name": task, "metric_name": metric, "metric_value": figures[-1]}
+            data = {"dataset_type": dataset_slug(place), "dataset_name": task}
+            data |= {"metric_name": metric, "metric_value": figures[-1]}
             kind = metric.split()[-1].replace("@", "_at_")
             evaluations.append(EvalResult(task_type="retrieval", metric_type=kind, **data))
     text = f"Percent, on held-out data; the last column is this model.\n\n{_table(*table)}"
