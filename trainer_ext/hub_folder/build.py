@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from .card import card_text
+from .code_references import foreign_code, keep_own_code
 from .errors import HubFolderError
 from .folder import REQUIREMENTS, manifest_differences, write_json, write_manifest
 from .hub_names import check_licence
@@ -54,12 +55,17 @@ def build(
         processor.image_processor.save_pretrained(partial)  # preprocessor_config.json, which older readers look for
         for path in remote_code():
             shutil.copyfile(path, partial / path.name)
+        keep_own_code(partial)
         _write_sentence_transformers_files(partial, model.config.truncate_dim)
         if onnx:
             export_onnx(model, partial)
         if (checkpoint / "metrics.json").is_file():
             shutil.copyfile(checkpoint / "metrics.json", partial / "metrics.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
+        if found := foreign_code(partial):
+            raise HubFolderError(
+                f"{checkpoint} would let its users run code from elsewhere: {found[0]} of the checkpoint"
+            )
         write_manifest(partial)
         for path in (partial, *partial.rglob("*")):  # temporary files are closed to others; this is for everyone
             path.chmod(0o755 if path.is_dir() else 0o644)
