@@ -14,12 +14,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from hub_upload import HubFolderError, build, main, verify
-from modeling_jina_clip import (
-    JinaCLIPConfig,
-    JinaCLIPModel,
-    JinaCLIPTextConfig,
-    JinaCLIPVisionConfig,
-)
+from modeling_jina_clip import JinaCLIPModel
+from tests.hub_checkpoint import v2_model
 from trainer_ext.hub_folder.folder import STAMP, manifest_differences, read_manifest, write_manifest
 from trainer_ext.hub_folder.onnx_export import TEXT, VISION, export_onnx
 
@@ -122,27 +118,10 @@ def test_a_missing_library_is_said_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def v2_model() -> JinaCLIPModel:
-    """The layout of jina-clip-v2, narrow: rotary positions, adapters that act, images that leave a rest."""
-    text = JinaCLIPTextConfig(
-        embed_dim=64, vocab_size=200, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, intermediate_size=96,
-        mlp_type="mlp", position_embedding_type="rotary", type_vocab_size=1, pad_token_id=1,
-        lora_adaptations=["one", "two"], default_lora_task="two",
-    )  # fmt: skip
-    vision = JinaCLIPVisionConfig(
-        embed_dim=64, width=64, head_width=16, layers=2, image_size=36, patch_size=8, intp_freq=True, pt_hw_seq_len=4
-    )
-    model = JinaCLIPModel(JinaCLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    model.set_attn_implementation("eager")
-    return model.eval()
-
-
 @pytest.mark.slow
 def test_layout_of_v2_with_adapters_exports_too(tmp_path: Path) -> None:
     model = v2_model()
+    model.set_attn_implementation("eager")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     export_onnx(model, tmp_path)
     for name, tensor in model.state_dict().items():

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .card import card_text
 from .code_references import foreign_code, keep_own_code
@@ -11,6 +12,12 @@ from .folder import REQUIREMENTS, manifest_differences, write_json, write_manife
 from .hub_names import check_licence
 from .installed import load_checkpoint, remote_code
 from .onnx_export import export_onnx, need_libraries
+
+# Names of the tasks whose instructions sentence-transformers' two roles have.
+ROLES = {
+    "query": ("query", "retrieval.query"),
+    "document": ("document", "passage", "retrieval.document", "retrieval.passage"),
+}
 
 
 def build(
@@ -56,7 +63,7 @@ def build(
         for path in remote_code():
             shutil.copyfile(path, partial / path.name)
         keep_own_code(partial)
-        _write_sentence_transformers_files(partial, model.config.truncate_dim)
+        _write_sentence_transformers_files(partial, model.config)
         if onnx:
             export_onnx(model, partial)
         if (checkpoint / "metrics.json").is_file():
@@ -89,7 +96,29 @@ def _refuse_target(out: Path) -> None:
         raise HubFolderError(f"{out} holds something else ({lost[0]}); choose another folder or move it away")
 
 
-def _write_sentence_transformers_files(folder: Path, truncate_dim: int | None) -> None:
+def prompts(text_config: Any) -> tuple[dict[str, str], str | None]:
+    """The task instructions as prompts of sentence-transformers, and the name of the default one.
+
+    ``encode_query`` and ``encode_document`` look for prompts "query" and "document": those are the tasks of retrieval.
+    A role without a task of its own has the default instruction, unless that is the other role's.
+
+    >>> from modeling_jina_clip import JinaCLIPTextConfig
+    >>> prompts(JinaCLIPTextConfig(task_instructions={"retrieval.query": "Find: "}))
+    ({'retrieval.query': 'Find: ', 'query': 'Find: ', 'document': ''}, None)
+    """
+    instructions, default = dict(text_config.task_instructions or {}), text_config.default_instruction_task
+    if not instructions:
+        return {}, None
+    of_others = {name for tasks in ROLES.values() for name in tasks}
+    common = "" if default is None or default in of_others else instructions[default]
+    roles = {
+        role: next((instructions[name] for name in names if name in instructions), common)
+        for role, names in ROLES.items()
+    }
+    return {**instructions, **roles}, default
+
+
+def _write_sentence_transformers_files(folder: Path, config: Any) -> None:
     """The files by which sentence-transformers finds ``custom_st.py``, and normalises what it returns."""
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "custom_st.Transformer"},
@@ -98,8 +127,9 @@ def _write_sentence_transformers_files(folder: Path, truncate_dim: int | None) -
     # No output name: these methods return the tensor itself.
     methods = {kind: {"method": f"get_{kind}_features", "method_output_name": None} for kind in ("text", "image")}
     first = {"transformer_task": "feature-extraction", "module_output_name": "sentence_embedding"}
-    settings = {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None}
-    settings |= {"similarity_fn_name": "cosine", "truncate_dim": truncate_dim, "requirements": REQUIREMENTS}
+    named, default = prompts(config.text_config)
+    settings = {"model_type": "SentenceTransformer", "prompts": named, "default_prompt_name": default}
+    settings |= {"similarity_fn_name": "cosine", "truncate_dim": config.truncate_dim, "requirements": REQUIREMENTS}
     write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", first | {"modality_config": methods})
     write_json(folder / "config_sentence_transformers.json", settings)

@@ -113,7 +113,7 @@ def _compare_elsewhere(out: Path, expected: dict[str, Any], python: str) -> dict
             found = dict(stored)
     checks = {}
     for name, rows in found.items():
-        wanted = expected[name.rpartition("/")[2]]
+        wanted = expected[name.partition("/")[2]]
         gap = np.abs(rows - wanted).max() if rows.shape == wanted.shape else float("nan")
         allowed = ONNX_TOLERANCE if name.startswith("onnxruntime") else TOLERANCE
         wrong = [] if gap <= allowed else [f"{name} differ by {gap:.1e}, allowed are {allowed:.0e}"]
