@@ -31,6 +31,11 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("--license", default="apache-2.0", help="licence of the weights (default apache-2.0)")
     step.add_argument("--license_name", help="with --license other: its name, such as my-terms-1.0")
     step.add_argument("--license_link", help="with --license other: https address of its text")
+    step.add_argument("--language", action="append", default=[], help="ISO code, may be repeated (default: see docs)")
+    step.add_argument(
+        "--base_model", action="append", default=[], help="Hub name of the model it was trained from, may be repeated"
+    )
+    step.add_argument("--notes", help="Markdown file for the card (default: card_notes.md of the checkpoint)")
     step.add_argument("--onnx", action="store_true", help="export both towers to ONNX, too")
     step = steps.add_parser("verify", help="load the folder in a fresh interpreter and compare")
     step.add_argument("out")

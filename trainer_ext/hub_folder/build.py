@@ -2,14 +2,14 @@
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .card import card_text
+from .card import CardOptions, card_text, read_notes
 from .code_references import foreign_code, keep_own_code
 from .errors import HubFolderError
 from .folder import REQUIREMENTS, manifest_differences, write_json, write_manifest
-from .hub_names import check_licence
 from .installed import load_checkpoint, remote_code
 from .onnx_export import export_onnx, need_libraries
 
@@ -28,6 +28,9 @@ def build(
     license: str = "apache-2.0",
     license_name: str | None = None,
     license_link: str | None = None,
+    language: Sequence[str] = (),
+    base_model: Sequence[str] = (),
+    notes: str | Path | None = None,
     onnx: bool = False,
 ) -> Path:
     """Turn a trained model into a folder for the Hub, and return its path.
@@ -40,19 +43,26 @@ def build(
         license: the licence of the weights, as the Hub spells it; "other" for one that it does not list.
         license_name: with "other", its name, such as "my-terms-1.0".
         license_link: with "other", the address of its text.
+        language: codes of the languages that its texts may have; by default "en" for a JinaBERT and "multilingual" for
+            an XLM-RoBERTa.
+        base_model: names on the Hub of the models it was trained from; by default those that the run's record tells.
+        notes: a Markdown file with the author's own words for the card; by default ``card_notes.md`` of the
+            checkpoint, where there is one, so that every rebuild has them.
         onnx: export both towers to ONNX, too.
 
     Raises:
         HubFolderError: no safe, complete, finite weights, a secret in a file, no library for ONNX, an option that the
             Hub would refuse, or ``out`` holds something else.
     """
-    check_licence(license, license_name, license_link)
     checkpoint, out = Path(checkpoint).resolve(), Path(out).resolve()
+    options = CardOptions(
+        license, license_name, license_link, language, base_model, read_notes(notes, checkpoint), onnx
+    )
     _refuse_target(out)
     if onnx:
         need_libraries()
     model, processor = load_checkpoint(checkpoint)
-    card = card_text(model, processor, out.name, checkpoint, (license, license_name, license_link), onnx)
+    card = card_text(model, processor, out.name, checkpoint, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
