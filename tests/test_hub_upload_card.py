@@ -170,7 +170,8 @@ def test_card_lists_the_data_that_the_run_took(checkpoint: Path, golden: Path, t
     hub = "{name: photos, task: image-text, format: hub, location: me/photos, revision: '" + "a1" * 20 + "', "
     checkpoint = with_run(
         golden, tmp_path / "run", "finetune", f"model={golden / 'tiny_model'}", "sources.texts.location=pairs.csv",
-        f"sources.pictures={hub}columns: {{image: image, caption: caption}}}}", "stages.tune.image_text.sources=[photos]",
+        f"sources.pictures={hub}columns: {{image: image, caption: caption}}}}",
+        "stages.tune.image_text.sources=[photos]",
     )  # fmt: skip
     shares = {"image_text": {"photos": {"rows": 12800, "share": 1.0}}, "text": {"texts": {"rows": 3, "share": 0.25}}}
     (checkpoint / "metrics.json").write_text(json.dumps({"rows": [], "shares": shares}))
