@@ -14,6 +14,7 @@ from hub_upload import HubFolderError, build, verify
 from tests.hub_checkpoint import TOKEN, finished_run
 from trainer_ext.hub_folder.code_references import foreign_code
 from trainer_ext.hub_folder.folder import write_manifest
+from trainer_ext.hub_folder.secrets_scan import find_secret
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +48,115 @@ def test_pickles_are_refused_whatever_their_name(folder: Path, name: str, conten
         verify(folder)
 
 
-@pytest.mark.parametrize(
-    "secret",
-    [
-        TOKEN,
-        "ghp_" + "a1B2" * 9,
-        "AKIA" + "ABCDEFGH12345678",
-        "-----BEGIN RSA PRIVATE " + "KEY-----",
-        "https://me:hunter22" + "@example.org/x",
-        '{"api_key": "' + "q" * 20 + '"}',
-        "sk-" + "proj-" + "x9" * 20,
-    ],
-    ids=lambda secret: secret[:8],
-)
-def test_secrets_are_refused_without_repeating_them(folder: Path, secret: str) -> None:
-    (folder / "README.md").write_text(f"first line\n{secret}\n")
-    with pytest.raises(HubFolderError, match=r"README.md, line 2, seems to hold a secret") as caught:
-        verify(folder)
-    assert secret not in str(caught.value)
+MIXED = "A1b2C3d4E5f6G7h8I9j0"
+AWS = "wJalrXUtnFEMI/K7MDENG/bPxRfiCY" + "EXAMPLEKEY"
+SECRETS = {
+    "hub token": TOKEN,
+    "hub oauth": "hf_" + "oauth_eyJhbGciOiJFZERTQSJ9.eyJzY29wZSI6WyJv.abcdefghij",
+    "github": "ghp_" + "a1B2" * 9,
+    "aws key": "AKIA" + "ABCDEFGH12345678",
+    "aws session": "ASIA" + "ABCDEFGH12345678",
+    "aws secret, quoted": f'aws_secret_access_key = "{AWS}"',
+    "aws secret, ini": f"[default]\naws_secret_access_key = {AWS}\nregion = x",
+    "aws secret, env": f"AWS_SECRET_ACCESS_KEY={AWS}",
+    "private key": "-----BEGIN RSA PRIVATE " + "KEY-----",
+    "pgp key": "-----BEGIN PGP PRIVATE " + "KEY BLOCK-----",
+    "address": "https://me:hunter22" + "@example.org/x",
+    "api key, json": '{"api_key": "' + "q" * 20 + '"}',
+    "api key, env": "API_KEY=" + "abcdef0123456789",
+    "api key, env of somebody": "export WANDB_API_KEY=" + "0123456789abcdef" * 2,
+    "api key, quoted env": 'OPENAI_API_KEY="' + "q" * 30 + '"',
+    "secret key": "SECRET_KEY = 'django-insecure-" + "abcdefgh12345'",
+    "client secret": '{"client_secret": "' + MIXED + '"}',
+    "password, yaml": "password: " + "hunter2" * 3,
+    "password, nested yaml": "db:\n  - db_password: " + "hunter2" * 3 + "  # mine",
+    "token, json": '{"token": "' + MIXED * 2 + '"}',
+    "token, env": "GITLAB_TOKEN=" + MIXED,
+    "npm": "npm_" + "a1B2c3D4e5F6" * 3,
+    "pypi": "pypi-" + "AgEIcHlwaS5vcmc" + "A" * 60,
+    "stripe": "sk_" + "live_" + "a1" * 12,
+    "openai": "sk-" + "proj-" + "x9" * 20,
+    "bearer": "Authorization: Bearer " + "abcdef0123456789" * 2,
+    "azure": "DefaultEndpointsProtocol=https;AccountName=x;AccountKey=" + "A1" * 43 + "==",
+}
+
+
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
+def test_secrets_are_refused_without_repeating_them(built: Path, tmp_path: Path, secret: str) -> None:
+    shutil.copyfile(built / "manifest.json", tmp_path / "manifest.json")
+    for encoding in ("utf-8", "utf-16-le"):
+        (tmp_path / "notes.txt").write_bytes(f"first line\n{secret}\n".encode(encoding))
+        with pytest.raises(HubFolderError, match=r"notes.txt, line [234], seems to hold a secret") as caught:
+            verify(tmp_path)
+        assert secret not in str(caught.value)
+
+
+HARMLESS = [
+    "password: str | None = None",
+    'token = os.environ["HF_TOKEN"]',
+    "api_key=settings.openai_api_key_2024,",
+    "API_KEY=$OPENAI_API_KEY and HF_TOKEN=<your token>",
+    'headers = {"Authorization": f"Bearer {token}"}',
+    "the bearer of multi-modal-embeddings, a password: anything you like",
+    '"mask_token": "<|reserved_special_token_250|>", "pad_token": "[PAD]", "token": "<|begin_of_text_2|>"',
+    '"secret": 30321, "password": 12345678901234567890, "api_key": 7, "token": 199999, "bearer": 20001',
+    "secret_key = make_the_key_of_2_parts(x)",
+    "PAD_TOKEN_ID = 151643\nHIDDEN_KEY = compute_key_2024_of(rows)",
+    "https://127.0.0.1:9/cat.png and https://example.org/a:b@c",
+    "--token hf_... or hf_xxx; sk-learn; npm_config_registry; AKIA and ASIA; pypi-tools",
+    "sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+]
+
+
+@pytest.mark.parametrize("text", HARMLESS, ids=range(len(HARMLESS)))
+def test_what_only_resembles_a_secret_passes(text: str) -> None:
+    assert find_secret(text.encode()) is None
+
+
+def test_vocabularies_and_everything_we_write_pass(built: Path) -> None:
+    """Words of the trade are pieces of every tokenizer, as keys, in lists with scores, and one a line."""
+    words = ["password", "secret", "token", "api_key", "client_secret", "bearer", "PRIVATE", "KEY", "hf_", "sk-", "://"]
+    pieces = [mark + word for word in words for mark in ("", "##", "▁", "Ġ", '"')] + [f"{n:05d}aA" for n in range(500)]
+    table = {piece: number * 1_000_003 for number, piece in enumerate(pieces)}
+    scores = [[piece, -1.5 * number] for number, piece in enumerate(pieces)]
+    for text in (json.dumps(table), json.dumps(table, indent=2), json.dumps(scores, indent=1), "\n".join(pieces)):
+        assert find_secret(text.encode()) is None
+    for path in [*built.rglob("*"), *(Path(__file__).parents[1] / "trainer_ext").rglob("*.py")]:
+        if path.is_file() and path.suffix != ".safetensors":
+            assert find_secret(path.read_bytes()) is None, path.name
 
 
 def test_secret_in_the_header_of_weights_is_found(folder: Path) -> None:
     save_file({"a": torch.zeros(2)}, folder / "more.safetensors", metadata={"author": TOKEN})
     with pytest.raises(HubFolderError, match=r"more.safetensors, line 1"):
         verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (pickle.dumps({"a": list(range(1000))}), "is a pickle"),
+        (b"PK\x03\x04" + bytes(100), "is a pickle or an archive"),
+        (b"notes\n" + TOKEN.encode(), "line 2, seems to hold a secret"),
+        (bytes(5 << 20) + TOKEN.encode(), "seems to hold a secret"),
+    ],
+    ids=["pickle", "archive", "text", "end"],
+)
+def test_weights_beside_a_graph_are_looked_at(folder: Path, content: bytes, complaint: str) -> None:
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "text_model.onnx").write_bytes(b"graph")
+    (folder / "onnx" / "text_model.onnx.data").write_bytes(content)
+    with pytest.raises(HubFolderError, match=f"onnx/text_model.onnx.data.* {complaint}"):
+        verify(folder)
+
+
+def test_numbers_beside_a_graph_that_begin_like_a_pickle_pass(folder: Path) -> None:
+    data = folder / "more.onnx.data"
+    data.write_bytes(b"\x80\x04" + bytes(100))
+    with pytest.raises(HubFolderError, match=r"more.onnx.data is a pickle"):  # without a graph they are no weights
+        folder_files(folder)
+    (folder / "more.onnx").write_bytes(b"graph")
+    assert "more.onnx.data" in folder_files(folder)
 
 
 FOREIGN = "evil/repo--module.Class"

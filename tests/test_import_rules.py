@@ -60,7 +60,7 @@ ROOMS = [
 ]
 # Beside them, the steps of hub_upload; in there, too, a file may use only files that stand before it.
 HUB_FOLDER = [
-    *["errors", "probe", "installed", "onnx_export", "hub_names", "folder", "code_references"],
+    *["errors", "probe", "installed", "onnx_export", "hub_names", "secrets_scan", "folder", "code_references"],
     *["card_record", "card", "build", "verify", "push"],
 ]
 HUB_FOLDER_MAY_USE = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}

@@ -20,6 +20,7 @@ from .folder import (
     read_json,
     read_manifest,
 )
+from .secrets_scan import find_secret
 
 # Names of branches and tags that git takes, and refs/pr/N, the Hub's name of a pull request.
 REF_NAME = re.compile(r"(?!.*(?:\.\.|//|\.lock(?:/|$)|\./))[\w][\w./+-]*(?<![./])", re.ASCII)
@@ -118,6 +119,8 @@ def _verified_content(out: Path, repo_id: str) -> dict[str, Path | bytes]:
     files = folder_files(out)
     card = files["README.md"].read_bytes().replace(manifest["repo_id"].encode(), repo_id.encode())
     manifest["files"]["README.md"] = hashlib.sha256(card).hexdigest()
+    if found := find_secret((out / MANIFEST).read_bytes()):
+        raise HubFolderError(f"{MANIFEST}, line {found[0]}, seems to hold a secret; build and verify the folder again")
     known = {key: manifest.get(key) for key in ("format", "versions", "files")}  # nobody else's words are sent
     return {**files, "README.md": card, MANIFEST: (json.dumps({"repo_id": repo_id, **known}, indent=2) + "\n").encode()}
 
