@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step. Exit codes: 0 done, 1 verification found a difference, 2 bad input or no connection."""
+    """Run one step. Exit codes: 0 done, 1 verification found a difference, 2 bad input or no connection, 130 Ctrl-C."""
     options = vars(parser().parse_args(arguments))
     step = {"build": build, "verify": verify, "push": push}[options.pop("step")]
     if step is verify:
@@ -63,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (HubFolderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        kept = "; weights that arrived are not sent twice" if step is push else ""
+        print(f"\nerror: interrupted; run the same command again{kept}", file=sys.stderr)
+        return 130
     if step is verify:
         print("verified" if not result else f"NOT verified: {len(result)} problems", options["out"])
         return 1 if result else 0

@@ -220,6 +220,33 @@ def test_command_line_reports_one_line_and_the_cure(tmp_path: Path, capsys: pyte
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("size", ["lots", "5", "0GB", "0.0MB", "-1GB", "5 GB"])
+def test_shard_sizes_that_are_none(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    assert main(["build", str(checkpoint), str(tmp_path / "out"), f"--max_shard_size={size}"]) == 2
+    assert capsys.readouterr().err == f"error: max_shard_size {size!r} is no size; give one such as 500MB or 5GB\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interpreter_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder), "--python", "/nowhere/python"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: [Errno 2] No such file or directory: '/nowhere/python'"
+
+
+def test_interrupting_leaves_nothing_and_ends_in_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JinaCLIPModel, "save_pretrained", interrupt)
+    assert main(["build", str(checkpoint), str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; run the same command again"
+    assert os.listdir(tmp_path) == []
+
+
 def test_isolation_bites() -> None:
     """A fresh interpreter that could still import us, or connect, would prove nothing."""
     program = f"""

@@ -282,6 +282,18 @@ def test_interrupted_upload_goes_on_where_it_stopped(hub: LoopbackHub, built: Pa
     assert set(hub.files(REPO)) > {path.name for path in weights(built)}
 
 
+def test_ctrl_c_ends_in_one_line(
+    hub: LoopbackHub, built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "create_commit", interrupt)
+    assert main(["push", str(built), "--repo_id", REPO]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: interrupted; run the same command again; weights that arrived are not sent twice"
+
+
 @pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize("branch", ["main", "next"])
 def test_someone_elses_commit_is_not_overwritten(hub: LoopbackHub, built: Path, branch: str, exists: bool) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from hub_upload import HubFolderError, build, verify
 from tests.hub_checkpoint import TOKEN, finished_run
 from trainer_ext.hub_folder.code_references import foreign_code
-from trainer_ext.hub_folder.folder import write_manifest
+from trainer_ext.hub_folder.folder import folder_files, write_manifest
 from trainer_ext.hub_folder.secrets_scan import find_secret
 
 

@@ -1,5 +1,6 @@
 """The first step: a trained model becomes a folder that anyone can load without our packages."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ def build(
     options = CardOptions(
         license, license_name, license_link, language, base_model, read_notes(notes, checkpoint), onnx
     )
+    if not re.fullmatch(r"(?!0+(?:\.0*)?[A-Z])\d+(?:\.\d+)?[KMGT]B", max_shard_size.upper()):
+        raise HubFolderError(f"max_shard_size {max_shard_size!r} is no size; give one such as 500MB or 5GB")
     _refuse_target(out)
     if onnx:
         need_libraries()

@@ -54,7 +54,7 @@ def _refuse_unsafe(name: str, path: Path) -> None:
         elif is_numbers:
             content += stream.read(ENDS)
             stream.seek(max(stream.tell(), path.stat().st_size - ENDS))
-            content += b"\n" + stream.read()
+            content += stream.read()
         else:
             content += stream.read()
     is_pickle = not is_weights and content.startswith(PICKLE_STARTS)
