@@ -18,6 +18,7 @@ from trainer_ext.hub_folder.onnx_export import LIBRARIES
 
 pytestmark = pytest.mark.slow
 LOWEST = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "constraints-min.txt").read_text(), re.MULTILINE))
+LOADERS = ("transformers", "sentence-transformers")
 MADE = ROOT / ".venv-min" / "bin" / "python"  # by `make test-min`
 
 
@@ -37,15 +38,10 @@ def overlay(place: Path, *requirements: str) -> Path:
 
 @pytest.fixture(scope="module")
 def lowest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with the lowest versions: all of them where `make test-min` was run, else of what loads a folder."""
+    """A Python with the lowest versions: of all libraries where `make test-min` was run, else of these two."""
     if (MADE.parents[1] / ".installed").is_file():
         return MADE
-    names = (
-        "transformers",
-        "sentence-transformers",
-        "huggingface-hub",
-    )  # an older numpy is not what the rest was built for
-    return overlay(tmp_path_factory.mktemp("lowest") / "venv", *(f"{name}=={LOWEST[name]}" for name in names))
+    return overlay(tmp_path_factory.mktemp("lowest") / "venv", *(f"{name}=={LOWEST[name]}" for name in LOADERS))
 
 
 @pytest.mark.parametrize("layout", ["v1", "v2"])
@@ -59,7 +55,7 @@ def test_verify_with_the_lowest_versions_declared(
     folder = build(source, tmp_path / "hub")
     assert main(["verify", str(folder), "--python", str(lowest), "--python", sys.executable]) == 0
     shown = capsys.readouterr().out
-    for name in ("transformers", "sentence-transformers", "huggingface-hub"):
+    for name in LOADERS:
         assert f"{name} {LOWEST[name]}" in shown
     assert ("SentenceTransformer/task other/one" in shown) == (layout == "v2")
     assert (folder / STAMP).is_file()
@@ -72,12 +68,11 @@ def test_verify_with_the_lowest_and_the_newest_libraries(
     for library in LIBRARIES:
         pytest.importorskip(library)
     folder = build(golden / "tiny_model", tmp_path / "tiny-clip", onnx=True)
-    names = ("transformers", "sentence-transformers")
-    lowest = overlay(tmp_path / "lowest", *(f"{name}=={LOWEST[name]}" for name in names))
+    lowest = overlay(tmp_path / "lowest", *(f"{name}=={LOWEST[name]}" for name in LOADERS))
     newest = overlay(tmp_path / "newest", "transformers>=5.23", "sentence-transformers>=6.2")
     assert main(["verify", str(folder), "--python", str(lowest), "--python", str(newest)]) == 0
     shown = capsys.readouterr().out
-    assert f"transformers {LOWEST[names[0]]}, sentence-transformers {LOWEST[names[1]]}" in shown
+    assert ", ".join(f"{name} {LOWEST[name]}" for name in LOADERS) in shown
     for python in (lowest, newest):
         for way in ("onnxruntime, one by one/images (5, 64)", "SentenceTransformer/mixed", "the card's 3 snippets run"):
             assert f"{python}: {way}" in shown
