@@ -189,6 +189,19 @@ def test_card_lists_the_data_that_the_run_took(checkpoint: Path, golden: Path, t
     )
 
 
+def test_averaged_weights_have_the_record_of_their_run(golden: Path, base: Path, tmp_path: Path) -> None:
+    checkpoint = finetuned(golden, tmp_path, base, "ema_decay=0.99")
+    shutil.copytree(golden / "tiny_model", checkpoint / "ema")
+    (checkpoint / "metrics.json").write_text(
+        '{"rows": [{"name": "tune", "kind": "stage", "metrics": {"a/ndcg10": 0.5}}]}'
+    )
+    content = (build(checkpoint / "ema", tmp_path / "out") / "README.md").read_text()
+    assert "Recipe `finetune`" in content
+    assert "The weights are the run's moving average (decay 0.99)." in content
+    assert "Nothing was measured." in content  # the figures are those of the other weights
+    assert "moving average" not in (build(checkpoint, tmp_path / "out") / "README.md").read_text()
+
+
 def test_languages_are_the_authors_or_the_text_towers(golden: Path, checkpoint: Path, tmp_path: Path) -> None:
     folder = build(checkpoint, tmp_path / "v1", language=["de", "en"])
     assert ModelCard((folder / "README.md").read_text()).data.language == ["de", "en"]

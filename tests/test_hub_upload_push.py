@@ -107,6 +107,21 @@ def test_push_sends_the_verified_folder_under_its_own_name(hub: LoopbackHub, bui
     assert len(hub.lfs) == len(weights(built)) > 1
 
 
+def test_only_the_whole_name_of_the_repository_is_replaced(hub: LoopbackHub, golden: Path, tmp_path: Path) -> None:
+    """A copy from the Hub, pushed under another name: names that begin alike stay."""
+    (tmp_path / "notes.md").write_text(f"Not {REPO}-2 or {REPO}.v2 or x/{REPO}: see {REPO}.\n")
+    folder = build(golden / "tiny_model", tmp_path / "out", notes=tmp_path / "notes.md", base_model=[f"{REPO}-base"])
+    stamp(folder)
+    push(folder, REPO)
+    copy = Path(huggingface_hub.snapshot_download(REPO, local_dir=tmp_path / "copy", endpoint=hub.endpoint))
+    stamp(copy)
+    push(copy, "me/new")
+    card = hub.files("me/new")["README.md"].decode()
+    assert f"Not {REPO}-2 or {REPO}.v2 or x/{REPO}: see me/new.\n" in card
+    assert f"base_model: {REPO}-base\n" in card
+    assert 'SentenceTransformer("me/new"' in card
+
+
 def test_pushing_again_changes_nothing(hub: LoopbackHub, built: Path) -> None:
     push(built, REPO)
     head = hub.repositories[REPO].resolve("main")

@@ -39,14 +39,15 @@ class RunRecord:
         self.results, self.evaluations = "Nothing was measured.", None
         self.base_models = list(base_models)
         self.datasets: list[str] = []
-        run, metrics, shares = (
-            _read(checkpoint / name) for name in ("run.json", "metrics.json", "sources/shares.json")
-        )
+        average = checkpoint.name == "ema" and not (checkpoint / "run.json").is_file()
+        origin = checkpoint.parent if average else checkpoint  # averaged weights lie in a folder of their run
+        run, shares = _read(origin / "run.json"), _read(origin / "sources" / "shares.json")
+        metrics = _read(checkpoint / "metrics.json")
         try:
             if run is not None:
                 recipe = run["recipe"]
                 self.base_models = self.base_models or _base_models(recipe)
-                self.training = _training_text(run, self.base_models)
+                self.training = _training_text(run, self.base_models, average)
                 taken = shares or (metrics or {}).get("shares") or {}
                 self.data, self.datasets = _data(recipe, taken)
             if metrics is not None:
@@ -80,7 +81,7 @@ def table(*rows: list[Any]) -> str:
 
 
 # --- training ------------------------------------------------------------------------------------------------------
-def _training_text(run: dict[str, Any], base_models: list[str]) -> str:
+def _training_text(run: dict[str, Any], base_models: list[str], average: bool) -> str:
     """Recipe, commit, start, stages and methods of the run."""
     recipe, training = run["recipe"], run["recipe"].get("training") or {}
     rows = [["stage", "steps", "learning rate", "tokens", "image-text batch", "text batch", "losses", "sources"]]
@@ -99,6 +100,8 @@ def _training_text(run: dict[str, Any], base_models: list[str]) -> str:
         methods.append(f"Matryoshka losses at {', '.join(map(str, matryoshka['dims']))} dimensions.")
     if chunk := training.get("gradient_cache_chunk_size"):
         methods.append(f"Gradient cache: whole batches as negatives, embedded in chunks of {chunk} rows.")
+    if average:
+        methods.append(f"The weights are the run's moving average (decay {training['ema_decay']:g}).")
     first = f"Recipe `{recipe['name']}`, seed {recipe['seed']}, commit `{commit}`."
     return f"{' '.join([first, *methods])}\n\n{table(*rows)}"
 

@@ -117,7 +117,9 @@ def _verified_content(out: Path, repo_id: str) -> dict[str, Path | bytes]:
     if problems := manifest_differences(out):
         raise HubFolderError(f"{out} changed after it was verified ({problems[0]}); build and verify it again")
     files = folder_files(out)
-    card = files["README.md"].read_bytes().replace(manifest["repo_id"].encode(), repo_id.encode())
+    # The whole name alone: `me/clip` is part of `me/clip-base`, too.
+    name = re.compile(rf"(?<![\w./-]){re.escape(manifest['repo_id'])}(?![\w/-]|\.\w)")
+    card = name.sub(repo_id, files["README.md"].read_text(encoding="utf-8")).encode()
     manifest["files"]["README.md"] = hashlib.sha256(card).hexdigest()
     if found := find_secret((out / MANIFEST).read_bytes()):
         raise HubFolderError(f"{MANIFEST}, line {found[0]}, seems to hold a secret; build and verify the folder again")
