@@ -29,6 +29,13 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("out", help="the new folder")
     step.add_argument("--max_shard_size", default="5GB", help="split weights above this size (default 5GB)")
     step.add_argument("--license", default="apache-2.0", help="licence of the weights (default apache-2.0)")
+    step.add_argument("--license_name", help="with --license other: its name, such as my-terms-1.0")
+    step.add_argument("--license_link", help="with --license other: https address of its text")
+    step.add_argument("--language", action="append", default=[], help="ISO code, may be repeated (default: see docs)")
+    step.add_argument(
+        "--base_model", action="append", default=[], help="Hub name of the model it was trained from, may be repeated"
+    )
+    step.add_argument("--notes", help="Markdown file for the card (default: card_notes.md of the checkpoint)")
     step.add_argument("--onnx", action="store_true", help="export both towers to ONNX, too")
     step = steps.add_parser("verify", help="load the folder in a fresh interpreter and compare")
     step.add_argument("out")
@@ -46,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step. Exit codes: 0 done, 1 verification found a difference, 2 bad input or no connection."""
+    """Run one step. Exit codes: 0 done, 1 verification found a difference, 2 bad input or no connection, 130 Ctrl-C."""
     options = vars(parser().parse_args(arguments))
     step = {"build": build, "verify": verify, "push": push}[options.pop("step")]
     if step is verify:
@@ -56,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (HubFolderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        kept = "; weights that arrived are not sent twice" if step is push else ""
+        print(f"\nerror: interrupted; run the same command again{kept}", file=sys.stderr)
+        return 130
     if step is verify:
         print("verified" if not result else f"NOT verified: {len(result)} problems", options["out"])
         return 1 if result else 0

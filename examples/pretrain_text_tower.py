@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
             options.out,
             max_steps=options.steps,
             per_device_train_batch_size=options.batch_size,
-            per_device_eval_batch_size=options.batch_size,
+            # An evaluation has the logits of all tokens, training those of the hidden ones alone.
+            per_device_eval_batch_size=max(1, round(options.batch_size * MASKED)),
             learning_rate=options.learning_rate,
             warmup_steps=options.steps // 10,
             lr_scheduler_type="cosine",

@@ -90,10 +90,10 @@ class JinaCLIPTextConfig(PretrainedConfig):
     position_embedding_type: str = "alibi"
     max_position_embeddings: int = 8192
     type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: float | int = 1e-12
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     pooler_type: str | None = "mean_pooler"
     proj_type: str | None = None
     proj_bias: bool = False
@@ -210,10 +210,10 @@ class JinaCLIPVisionConfig(PretrainedConfig):
     naive_swiglu: bool = True
     subln: bool = True
     post_norm: bool = False
-    ls_init_value: float | None = None
+    ls_init_value: float | int | None = None
     drop_path_rate: float | int = 0.0
-    layer_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
+    layer_norm_eps: float | int = 1e-6
+    initializer_range: float | int = 0.02
     proj_type: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -241,6 +241,8 @@ class JinaCLIPVisionConfig(PretrainedConfig):
                 raise _unknown_value("vision_config", field, getattr(self, field), repr(supported))
         if self.proj_type not in (None, "linear"):
             raise _unknown_value("vision_config", "proj_type", self.proj_type, "None or 'linear'")
+        if not math.isfinite(self.mlp_ratio):
+            raise _unknown_value("vision_config", "mlp_ratio", self.mlp_ratio, "a number, e.g. 2.6667")
         sizes = ("embed_dim", "width", "head_width", "layers", "image_size", "patch_size", "num_channels")
         _check_numbers(self, (*sizes, "pt_hw_seq_len", "intermediate_size"), ("patch_dropout",))
         if self.width % self.head_width or self.head_width % 4:
@@ -281,8 +283,8 @@ class JinaCLIPConfig(PretrainedConfig):
     vision_config: dict | PretrainedConfig | None = None
     projection_dim: int | None = None
     add_projections: bool = False
-    logit_scale_init_value: float = 2.6592  # ln(1 / 0.07), as CLIP
-    initializer_factor: float = 1.0
+    logit_scale_init_value: float | int = 2.6592  # ln(1 / 0.07), as CLIP
+    initializer_factor: float | int = 1.0
     matryoshka_dimensions: list[int] | None = None
     truncate_dim: int | None = None
 
@@ -293,7 +295,12 @@ class JinaCLIPConfig(PretrainedConfig):
                 setattr(self, key, config_class(**(value or {})))
         if self.projection_dim is None:
             self.projection_dim = self.text_config.embed_dim
+        # A choice of a tower's own is overwritten by transformers, which knows only that of the whole.
+        own = {key: getattr(self, key)._attn_implementation for key in self.sub_configs}
         super().__post_init__(**kwargs)
+        for key, backend in own.items():
+            if backend is not None and kwargs.get("attn_implementation") is None:
+                getattr(self, key)._attn_implementation = backend
         self._check()
 
     def _check(self) -> None:

@@ -1,7 +1,7 @@
 """Raw inputs to vectors: ``encode_text`` and ``encode_image`` with the published signatures and defaults."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .image_processing_jina_clip import JinaCLIPImageProcessor
-from .processing_jina_clip import JinaCLIPProcessor
+from .image_inputs import error_at
+from .input_lists import list_of_images, list_of_texts
+from .model_origin import ModelOrigin
 
 logger = logging.get_logger(__name__)
 
@@ -28,32 +28,48 @@ class EncodingMixin:
     """Adds ``encode_text`` and ``encode_image`` to a model with ``get_text_features`` and ``get_image_features``."""
 
     _processor: Any = None
+    _origin: ModelOrigin | None = None
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As ``PreTrainedModel.from_pretrained``, and the model remembers where its processor lies."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        if model.config._name_or_path:
+            model._origin = ModelOrigin(model.config._name_or_path, kwargs)
+        return loaded
 
     @property
     def processor(self) -> Any:
-        """The tokenizer and image processor, read on first use from the folder the model was loaded from.
+        """The tokenizer and image processor, read on first use from where the model was loaded from.
 
-        Set it by hand on a model that was made in memory: ``model.processor = processor``.
+        That is the same folder or commit, with the same ``subfolder``, ``token``, ``cache_dir`` and
+        ``local_files_only``. Set it by hand on a model that was made in memory: ``model.processor = processor``.
         """
         if self._processor is None:
-            folder = self.config._name_or_path
-            if not folder:
+            if not self.config._name_or_path:
                 raise ValueError("this model was not loaded from a folder; set model.processor to a JinaCLIPProcessor")
-            # Built from our own classes, so that no `auto_map` of the folder can name code to run.
-            self._processor = JinaCLIPProcessor(
-                JinaCLIPImageProcessor.from_pretrained(folder),
-                AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-            )
+            self._processor = (self._origin or ModelOrigin(self.config._name_or_path, {})).load_processor()
         return self._processor
 
     @processor.setter
     def processor(self, value: Any) -> None:
         self._processor = value
 
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where inputs go: to the weights, or where accelerate brings weights that wait on disk (``device_map``)."""
+        if self.device.type != "meta":
+            return self.device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+        single = (part for hook in hooks for part in getattr(hook, "hooks", [hook]))
+        devices = (getattr(part, "execution_device", None) for part in single)
+        return torch.device(next((device for device in devices if device is not None), "cpu"))
+
     @torch.inference_mode()
     def encode_text(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         task: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
@@ -66,16 +82,16 @@ class EncodingMixin:
     ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
         """Vectors of ``sentences``: (n, dim) float32, or (dim,) for a single string. A string is always a text.
 
+        ``sentences`` is one, or anything that gives them one by one: list, generator, column of a table, array.
         Texts run sorted by length in batches of about ``batch_size * 128`` tokens (32 on a CPU) and come back in their
         order.
         ``task`` puts that task's instruction before each text where the checkpoint has instructions (v2).
         ``tokenizer_kwargs`` override padding, truncation and ``max_length=512``. ``truncate_dim`` keeps the first
         dimensions, before normalising. Without numpy and tensor conversion a list of tensors is returned.
         """
-        single, sentences = _as_list(sentences, str)
-        if not all(isinstance(sentence, str) for sentence in sentences):
-            wrong = next(item for item in sentences if not isinstance(item, str))
-            raise TypeError(f"encode_text takes strings, got {type(wrong).__name__}: {str(wrong)[:60]!r}")
+        single, sentences = list_of_texts(sentences)
+        dim = self._checked_dim(truncate_dim)
+        _check_batch_size(batch_size)
         instruction = self._instruction(task)
         options = {"truncation": True, "max_length": DEFAULT_MAX_LENGTH, **tokenizer_kwargs}
         padding = options.pop("padding", True)
@@ -83,21 +99,24 @@ class EncodingMixin:
         prompted = [instruction + sentence for sentence in sentences]
         rows = tokenizer(prompted, return_token_type_ids=False, **options)["input_ids"] if sentences else []
 
+        # As published: what counts are the tokens that are not the padding's, whoever wrote "[PAD]". So no mask is
+        # given, except where the tokenizer pads with another token than the model's.
+        by_token = tokenizer.pad_token_id == self.config.text_config.pad_token_id
+
         def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
             return tokenizer.pad(
                 {"input_ids": [rows[i] for i in indices]},
                 padding=padding,
                 max_length=options["max_length"] if padding == "max_length" else None,
+                return_attention_mask=not by_token,
                 return_tensors="pt",
             )
 
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
-        on_cpu = torch.device(device or self.device).type == "cpu"
+        on_cpu = torch.device(device or self._execution_device).type == "cpu"
         budget = batch_size * (TOKENS_PER_ROW_CPU if on_cpu else TOKENS_PER_ROW)
         batches = token_budget_batches([len(row) for row in rows], budget)
         embeddings = self._encode(batches, prepare, self.get_text_features, show_progress_bar, device)
-        embeddings = self._finish(embeddings, truncate_dim, normalize_embeddings)
+        embeddings = F.normalize(embeddings[:, :dim], dim=-1) if normalize_embeddings else embeddings[:, :dim]
         return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
 
     @torch.inference_mode()
@@ -116,22 +135,28 @@ class EncodingMixin:
     ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
         """Vectors of ``images``: (n, dim) float32, or (dim,) for a single image.
 
-        An image is PIL, numpy, tensor, path, bytes or ``data:image/`` URI, and with ``allow_urls=True`` an http(s) URL
-        of the public internet (see ``image_urls``), which is otherwise refused. The other arguments are those of
+        An image is PIL, numpy, tensor, path, bytes, opened file or ``data:image/`` URI, and with ``allow_urls=True`` an
+        http(s) URL of the public internet (see ``image_urls``), which is otherwise refused. ``images`` is one, or
+        anything that gives them one by one. Errors name the position in it. The other arguments are those of
         ``encode_text``.
         """
-        single, images = _as_list(images, None)
+        single, images = list_of_images(images)
+        dim = self._checked_dim(truncate_dim)
+        _check_batch_size(batch_size)
         options = {"allow_urls": True} if allow_urls else {}  # an image processor set by hand may not know it
 
         def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
             batch = [images[i] for i in indices]
-            return self.processor.image_processor(batch, return_tensors="pt", **options)
+            try:
+                return self.processor.image_processor(batch, return_tensors="pt", **options)
+            except (ValueError, TypeError, OSError) as error:
+                if not hasattr(error, "image_position"):
+                    raise
+                raise error_at(indices[error.image_position], error.__cause__) from error.__cause__
 
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
         batches = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
         embeddings = self._encode(batches, prepare, self.get_image_features, show_progress_bar, device)
-        embeddings = self._finish(embeddings, truncate_dim, normalize_embeddings)
+        embeddings = F.normalize(embeddings[:, :dim], dim=-1) if normalize_embeddings else embeddings[:, :dim]
         return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
 
     def _instruction(self, task: str | None) -> str:
@@ -159,6 +184,7 @@ class EncodingMixin:
         """Features of all ``batches`` of indices in evaluation mode: (count, dim) float32 on the CPU, in order."""
         if device is not None:
             self.to(device)
+        target = self._execution_device
         was_training = self.training
         self.eval()
         embeddings = torch.empty(sum(map(len, batches)), self.config.projection_dim)
@@ -166,20 +192,22 @@ class EncodingMixin:
         bar = tqdm(prepared_ahead(batches, prepare), "Encoding", len(batches), unit="batch", disable=not show)
         try:
             for indices, inputs in bar:
-                inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+                inputs = {name: tensor.to(target) for name, tensor in inputs.items()}
                 embeddings[indices] = features(**inputs).float().cpu()
         finally:
             self.train(was_training)
         return embeddings
 
-    def _finish(self, embeddings: torch.Tensor, truncate_dim: int | None, normalize: bool) -> torch.Tensor:
-        """The first dimensions, by default as many as the config says, then unit length."""
-        truncate_dim = self.config.truncate_dim if truncate_dim is None else truncate_dim
-        if truncate_dim is not None:
-            if not 0 < truncate_dim <= embeddings.shape[-1]:
-                raise ValueError(f"truncate_dim={truncate_dim} must lie in 1..{embeddings.shape[-1]}")
-            embeddings = embeddings[:, :truncate_dim]
-        return F.normalize(embeddings, dim=-1) if normalize else embeddings
+    def _checked_dim(self, truncate_dim: int | None) -> int | None:
+        """How many dimensions to keep, by default as many as the config says; None for all."""
+        dim = self.config.truncate_dim if truncate_dim is None else truncate_dim
+        if dim is None:
+            return None
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
+            raise TypeError(f"truncate_dim={dim!r} must be an integer in 1..{self.config.projection_dim} or None")
+        if not 0 < dim <= self.config.projection_dim:
+            raise ValueError(f"truncate_dim={dim} must lie in 1..{self.config.projection_dim}")
+        return int(dim)
 
 
 def prepared_ahead(batches: Sequence[Any], prepare: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
@@ -228,11 +256,11 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
     return batches
 
 
-def _as_list(inputs: Any, scalar: type | None) -> tuple[bool, list]:
-    if isinstance(inputs, (list, tuple)):
-        return False, list(inputs)
-    is_batch = hasattr(inputs, "ndim") and (inputs.ndim == 4 or (scalar is str and inputs.ndim == 1))
-    return (False, list(inputs)) if is_batch else (True, [inputs])
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise TypeError(f"batch_size={batch_size!r} must be an integer, e.g. 32")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
 
 
 def _convert(

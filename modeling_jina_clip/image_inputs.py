@@ -7,6 +7,7 @@ opened with limits, so that a decompression bomb or a truncated file ends in a c
 import base64
 import binascii
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ FORMATS = frozenset(
 
 
 def open_image(source: Any, allow_urls: bool = False) -> Any:
-    """Open ``source``: a path, URL, ``data:image/`` URI or bytes become a PIL image; PIL, numpy, tensors pass through.
+    """Open ``source``: path, URL, ``data:image/`` URI, bytes, opened file to a PIL image; PIL, numpy, tensors pass.
+
+    A file is read from its beginning, where it has one, and not closed.
 
     Files are turned upright by their EXIF orientation, and so is a PIL image fresh from ``Image.open``. Of an animation
     the first frame is read, or the one a PIL image was set to.
@@ -67,9 +70,11 @@ def open_image(source: Any, allow_urls: bool = False) -> Any:
     if isinstance(source, Image.Image):
         _check_pixels(source, "PIL image")
         return source
-    if isinstance(source, (bytes, bytearray)):
-        return _decode(io.BytesIO(source), f"{len(source)} bytes")
-    if isinstance(source, str) and source[:11].lower() == "data:image/":
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(bytes(source)), f"{memoryview(source).nbytes} bytes")
+    if hasattr(source, "read") and not isinstance(source, os.PathLike):
+        return _decode(io.BytesIO(_file_bytes(source)), _file_name(source))
+    if isinstance(source, str) and source[:5].lower() == "data:":
         return _decode(io.BytesIO(_data_uri_bytes(source)), _shown(source))
     if is_url(source):
         if not allow_urls:
@@ -78,7 +83,7 @@ def open_image(source: Any, allow_urls: bool = False) -> Any:
                 "and pass the bytes or the path."
             )
         return _decode(io.BytesIO(fetch_url(source)), _shown(source))
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, os.PathLike)):
         path = _existing(source)
         return _decode(path, repr(str(path)))
     return source
@@ -100,7 +105,9 @@ def to_rgb(image: Any) -> np.ndarray:
     if hasattr(image, "detach"):  # a tensor; numpy knows no bfloat16
         image = (image.detach().float() if image.is_floating_point() else image.detach()).cpu().numpy()
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"cannot read an image from {type(image).__name__}; pass PIL, numpy, tensor, path or bytes")
+        raise TypeError(
+            f"cannot read an image from {type(image).__name__}; pass PIL, numpy, tensor, path, bytes or a file"
+        )
     return _array_to_rgb(image)
 
 
@@ -108,7 +115,7 @@ def _shown(source: str) -> str:
     return repr(source if len(source) <= 100 else source[:97] + "...")
 
 
-def _existing(source: str | Path) -> Path:
+def _existing(source: str | os.PathLike) -> Path:
     try:
         path = Path(source).expanduser()
         found = path.is_file()
@@ -157,12 +164,46 @@ def _upright(image: ImageFile.ImageFile, name: str) -> Image.Image:
 
 def _data_uri_bytes(uri: str) -> bytes:
     header, separator, payload = uri.partition(",")
+    header = header.lower()  # names of types and encodings know no capitals
+    if not header.startswith("data:image/"):
+        raise ValueError(
+            f"data URI {uri[:40]!r}... does not say that it holds an image; write data:image/png;base64,... or pass "
+            "the decoded bytes."
+        )
     if not separator or not header.endswith(";base64"):
         raise ValueError(f"data URI {uri[:40]!r}... must look like data:image/png;base64,...")
     try:
-        return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
+        return base64.b64decode("".join(payload.split()), validate=True)  # base64 comes in lines, too
+    except (binascii.Error, ValueError) as error:
         raise ValueError(f"data URI {uri[:40]!r}... holds broken base64: {error}.") from error
+
+
+def _file_name(file: Any) -> str:
+    name = getattr(file, "name", None)
+    return _shown(name) if isinstance(name, str) else f"a {type(file).__name__}"
+
+
+def _file_bytes(file: Any) -> bytes:
+    try:
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)  # just written, it stands at its end
+        data = file.read()
+    except ValueError as error:  # closed, or text that is none
+        raise ValueError(f"{_file_name(file)} cannot be read: {error}; open it anew, with open(path, 'rb').") from error
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"{_file_name(file)} is a file of text; open it with open(path, 'rb').")
+    return data
+
+
+def error_at(position: int, error: Exception) -> Exception:
+    """``error`` as one that names the position of its image, and has it as ``image_position``.
+
+    Of the nearest kind that is made from one text: some of Pillow's and Python's own need more.
+    """
+    kinds = (FileNotFoundError, TimeoutError, ConnectionError, OSError, TypeError)
+    named = next((kind for kind in kinds if isinstance(error, kind)), ValueError)(f"image {position}: {error}")
+    named.image_position = position
+    return named
 
 
 def _pil_to_rgb(image: Image.Image) -> Image.Image:

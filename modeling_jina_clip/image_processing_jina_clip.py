@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .image_inputs import MAX_PIXELS, open_image, to_rgb
+from .image_inputs import MAX_PIXELS, error_at, open_image, to_rgb
 from .image_urls import URL_THREADS
+from .input_lists import list_of_images
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -65,13 +66,13 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         allow_urls: bool = False,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Preprocess one image or a list: PIL, numpy, tensor, path, bytes or data URI.
+        """Preprocess one image or several: PIL, numpy, tensor, path, bytes, opened file or data URI.
 
         Images are decoded and resized by several threads: as many as torch uses, which is one in a worker of a data
         loader, and at most ``MAX_THREADS``.
 
         Args:
-            images: one image, a list of them, or an array or tensor with four axes.
+            images: one image, a list or other collection of them, or an array or tensor with four axes.
             size: overrides the side for this call (a training stage may use another one).
             return_tensors: ``"pt"``, ``"np"`` or None for numpy.
             allow_urls: whether strings that are http(s) URLs are fetched. An argument only: no file of a model can
@@ -101,9 +102,7 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
             dtype('uint8')
         """
         side = self.size if size is None else _side(size)
-        if not isinstance(images, (list, tuple)):
-            is_batch = getattr(images, "ndim", 0) == 4
-            images = list(images) if is_batch else [images]
+        images = list_of_images(images)[1]
         # One object given twice is read once: two threads must not read one lazily opened file at the same time.
         rows: dict[int, list[int]] = {}
         for position, image in enumerate(images):
@@ -113,7 +112,7 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
             try:
                 return self._fit(Image.fromarray(to_rgb(open_image(images[positions[0]], allow_urls))), side)
             except (ValueError, TypeError, OSError) as error:
-                raise _same_kind(error)(f"image {positions[0]}: {error}") from error
+                raise error_at(positions[0], error) from error
 
         pixels = np.empty((len(images), side, side, 3), dtype=np.uint8)
         threads = URL_THREADS if allow_urls else min(torch.get_num_threads(), MAX_THREADS)
@@ -153,12 +152,6 @@ def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: i
         return
     with ThreadPoolExecutor(max_workers=threads) as pool:
         yield from pool.map(function, items)
-
-
-def _same_kind(error: Exception) -> type[Exception]:
-    """The error's nearest kind that is made from one text; some of Pillow's and Python's own need more."""
-    kinds = (FileNotFoundError, TimeoutError, ConnectionError, OSError, TypeError)
-    return next((kind for kind in kinds if isinstance(error, kind)), ValueError)
 
 
 def _side(size: int | dict[str, int]) -> int:

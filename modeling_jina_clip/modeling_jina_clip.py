@@ -7,6 +7,7 @@ return them before normalisation; ``encode_text`` and ``encode_image`` take raw 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -36,9 +37,13 @@ from .cpu_products import faster_products as faster_products
 from .image_inputs import open_image as open_image
 from .image_processing_jina_clip import JinaCLIPImageProcessor as JinaCLIPImageProcessor
 from .image_urls import fetch_url as fetch_url
+from .input_lists import list_of_texts as list_of_texts
+from .model_origin import ModelOrigin as ModelOrigin
 from .processing_jina_clip import JinaCLIPProcessor as JinaCLIPProcessor
+from .tensor_checks import check_pixels as check_pixels
 from .text_adapters import AdaptedWeight as AdaptedWeight
 from .text_positions import TextPositions as TextPositions
+from .vision_positions import rope_tables as rope_tables
 
 
 @dataclass
@@ -121,11 +126,19 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """Text vectors (batch, dim), not normalised, from ``input_ids`` (batch, length)."""
+        """Text vectors (batch, dim), not normalised, from ``input_ids`` (batch, length). Always a tensor.
+
+        Pass what a tokenizer gives by name: ``model.get_text_features(**inputs)``.
+        """
+        kwargs["return_dict"] = True
         return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).pooler_output
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width)."""
+        """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width). Always a tensor.
+
+        Pass what an image processor gives by name: ``model.get_image_features(**inputs)``.
+        """
+        kwargs["return_dict"] = True
         return self.vision_model(pixel_values=pixel_values, pooled_only=True, **kwargs).pooler_output
 
     def initialize_towers(
@@ -145,6 +158,24 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
         if vision is not None:
             reports["vision"] = initialize_vision(self.vision_model, vision)
         return reports
+
+    def merge_task_adapter(self, task: str | None = None) -> Self:
+        """Fold jina-clip-v2's low-rank adapter into plain layers, in place; returns the model.
+
+        The adapter is that of ``task``, by default the one that the configuration names; the others are gone, and
+        ``text_config.lora_adaptations`` is None. In float32 the vectors stay the same to 1e-6; in 16 bits each merged
+        weight is rounded once. A model without adapters stays as it is.
+
+        Do it for what looks for ``torch.nn.Linear`` and would pass over the text tower: 8- and 4-bit quantizers, and
+        LoRA of PEFT (``target_modules="all-linear"``). Raises ``ValueError`` for a task that has no adapter, and for
+        weights that ``device_map`` left on disk. Example::
+
+            model = JinaCLIPModel.from_pretrained("path/to/jina-clip-v2").merge_task_adapter()
+            model.save_pretrained("jina-clip-v2-merged")  # loads as any other, with BitsAndBytesConfig too
+        """
+        self.text_model.merge_task_adapter(task)
+        self.config.text_config = self.text_model.config
+        return self
 
     def save_published(self, folder: str | Path) -> Path:
         """Write a new folder in the published layout, for runtimes that know only the original code and names.
@@ -172,6 +203,7 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
         if input_ids is None and pixel_values is None:
             raise ValueError("JinaCLIPModel needs input_ids, pixel_values or both; got neither")
         output = JinaCLIPOutput()
+        kwargs["return_dict"] = True  # of the towers; `can_return_tuple` has taken the caller's
         if input_ids is not None:
             output.text_model_output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             output.text_embeds = F.normalize(output.text_model_output.pooler_output, dim=-1)  # (T, D)

@@ -25,10 +25,11 @@ from .tower_initialization import InitializationReport, initialize_masked_lm
 from .attention_backends import flex_attention_forward as flex_attention_forward
 from .attention_functions import short_attention as short_attention
 from .checkpoint_keys import Rule as Rule
-from .modeling_jina_clip_vision import resize_position_embedding as resize_position_embedding
 from .strict_loading import StrictLoadingMixin as StrictLoadingMixin
+from .tensor_checks import check_token_ids as check_token_ids
 from .text_adapters import AdaptedWeight as AdaptedWeight
 from .text_positions import TextPositions as TextPositions
+from .vision_positions import resize_position_embedding as resize_position_embedding
 
 NOT_MASKED = -100  # the label of positions that are not to be guessed, as everywhere in transformers
 
@@ -79,11 +80,12 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
 
         >>> config = JinaCLIPTextConfig(embed_dim=16, vocab_size=50, hidden_size=16, num_attention_heads=2,
         ...                             num_hidden_layers=1, intermediate_size=32)
-        >>> model = JinaCLIPTextForMaskedLM(config).eval()
-        >>> labels = torch.tensor([[-100, 7, -100, 9]])     # two tokens to guess
-        >>> output = model(torch.tensor([[1, 4, 3, 4]]), labels=labels)
-        >>> output.logits.shape, output.loss.shape
-        (torch.Size([2, 50]), torch.Size([]))
+        >>> model = JinaCLIPTextForMaskedLM(config)
+        >>> ids, labels = torch.tensor([[1, 4, 3, 4]]), torch.tensor([[-100, 7, -100, 9]])     # two tokens to guess
+        >>> model.eval()(ids, labels=labels).logits.shape
+        torch.Size([1, 4, 50])
+        >>> model.train()(ids, labels=labels).logits.shape
+        torch.Size([2, 50])
     """
 
     # Not the list of the tower, which ignores a head in its files.
@@ -138,21 +140,24 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
     ) -> MaskedLMOutput:
         """Guess tokens of ``input_ids`` (batch, length).
 
-        Without ``labels`` the logits are (batch, length, vocab_size). With ``labels`` (batch, length), -100 where
-        nothing is to be guessed, only the labelled positions go through the head, which at BERT's share of them spares
-        five sixths of the largest tensor: the logits are (labelled positions, vocab_size), in reading order, and
-        ``loss`` is their mean cross-entropy, 0 where there are none. ``num_items_in_batch`` divides the sum instead of
-        their number, as the ``Trainer`` wants it when it accumulates gradients.
+        The logits are (batch, length, vocab_size), as ``Trainer.evaluate`` with metrics needs them. ``labels`` (batch,
+        length) are -100 where nothing is to be guessed. In training mode only labelled positions go through the head,
+        which at BERT's share of them spares five sixths of the largest tensor: the logits are then (labelled positions,
+        vocab_size), in reading order. ``loss`` is the mean cross-entropy of those positions, 0 where there are none.
+        ``num_items_in_batch`` divides the sum instead of their number, as the ``Trainer`` wants it when it accumulates
+        gradients.
         """
+        kwargs["return_dict"] = True  # of the tower; `can_return_tuple` has taken the caller's
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         states, loss = output.last_hidden_state, None  # (B, L, W)
-        if labels is not None:
-            wanted = labels != NOT_MASKED
-            states, labels = states[wanted], labels[wanted]  # (N, W), (N,)
+        wanted = None if labels is None else labels != NOT_MASKED
+        if self.training and wanted is not None:
+            states = states[wanted]  # (N, W)
         logits = self.cls(states)  # (B, L, V) or (N, V)
-        if labels is not None:
-            total = F.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
-            count = len(labels) if num_items_in_batch is None else num_items_in_batch
+        if wanted is not None:
+            guesses = logits if self.training else logits[wanted.to(logits.device)]  # (N, V)
+            total = F.cross_entropy(guesses.float(), labels[wanted].to(guesses.device), reduction="sum")
+            count = len(guesses) if num_items_in_batch is None else num_items_in_batch
             loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions

@@ -10,6 +10,7 @@ Parameter names are those of the published files.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import nn
@@ -29,7 +30,8 @@ from .attention_functions import eager_attention_forward, is_short, short_attent
 from .configuration_jina_clip import JinaCLIPTextConfig
 from .cpu_products import faster_products
 from .strict_loading import StrictLoadingMixin
-from .text_adapters import AdaptedWeight, embedding_layer, linear_layer
+from .tensor_checks import check_token_ids
+from .text_adapters import AdaptedWeight, embedding_layer, linear_layer, merge_task_adapter
 from .text_positions import TextPositions, attention_dtype, turn_halves
 
 
@@ -244,7 +246,7 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, AdaptedWeight):
             init.normal_(module.original, std=std)
-            for factor in module.get_submodule("0").parameters():
+            for factor in module.factors.parameters():
                 init.zeros_(factor)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -285,6 +287,11 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.embeddings.word_embeddings = value
 
+    def merge_task_adapter(self, task: str | None = None) -> Self:
+        """See ``JinaCLIPModel.merge_task_adapter``."""
+        merge_task_adapter(self, self.config, task)
+        return self
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -297,7 +304,9 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
 
         ``attention_mask`` (batch, length) is nonzero on real tokens; without it every token that is not
         ``pad_token_id`` counts, as in the published code. ``pooler_output`` is (batch, embed_dim), not normalised.
+        Raises ``ValueError`` for other shapes.
         """
+        check_token_ids(input_ids, attention_mask)
         padding = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask != 0
         hidden_states = self.backbone(input_ids, padding, **kwargs)  # (B, L, W)
         return BaseModelOutputWithPooling(

@@ -25,106 +25,47 @@ from .attention_functions import eager_attention_forward, is_short, short_attent
 from .configuration_jina_clip import JinaCLIPVisionConfig
 from .cpu_products import faster_products
 from .strict_loading import StrictLoadingMixin
+from .tensor_checks import check_pixels
 from .text_positions import attention_dtype
+from .vision_positions import apply_rope, resize_position_embedding, rope_tables, rope_with_cls
 
-ROPE_THETA = 10000.0
 # Rows of a sequence: the class token stands first.
 CLASS_ROW, ALL_ROWS = slice(0, 1), slice(None)
 # Shares of patches are counted in these: torch.compile takes an integer of a module as it stands, a float as unknown.
 SHARES = 2**20
 
 
-def rope_tables(
-    config: JinaCLIPVisionConfig, grid: tuple[int, int], device: torch.device | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of the 2-D rotary positions, each (rows * columns, head_width), float32.
+class JinaCLIPVisionPatchProjection(nn.Conv2d):
+    """A strided convolution without overlap, as one matrix product of flattened patches: (B, C, h, w) to (B, W, r, c).
 
-    The first half of the head dimension turns with the row, the second with the column; neighbouring pairs share an
-    angle. With ``intp_freq`` any grid is squeezed onto ``pt_hw_seq_len`` positions; without it positions are counted
-    in patches. Computed at every call: transformers leaves non-persistent buffers uninitialised when it loads.
-
-    Example::
-
-        >>> config = JinaCLIPVisionConfig(width=8, embed_dim=8, head_width=8, image_size=32, patch_size=8)
-        >>> cos, sin = rope_tables(config, (2, 3))
-        >>> cos.shape, sin[1].tolist()[:4]      # row 0, column 1: the row half does not turn
-        (torch.Size([6, 8]), [0.0, 0.0, 0.0, 0.0])
+    The same sums, and in training several times faster on a CPU. What the patch size leaves over on the right and at
+    the bottom is cut off, as a convolution does.
     """
-    half = config.head_width // 2
-    frequencies = ROPE_THETA ** -(torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
 
-    def angles(count: int) -> torch.Tensor:
-        positions = torch.arange(count, dtype=torch.float32, device=device)
-        if config.intp_freq:
-            positions = positions / count * config.pt_hw_seq_len
-        return torch.outer(positions, frequencies).repeat_interleave(2, dim=-1)  # (count, half)
-
-    rows, columns = grid
-    by_row = angles(rows)[:, None, :].expand(rows, columns, half)
-    by_column = angles(columns)[None, :, :].expand(rows, columns, half)
-    table = torch.cat([by_row, by_column], dim=-1).reshape(rows * columns, 2 * half)
-    return table.cos(), table.sin()
-
-
-def apply_rope(states: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """Turn every token of (batch, heads, tokens, head_width) by its row of the tables.
-
-    A pair (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin): each element times cos plus its neighbour times a sine
-    whose sign alternates (``signed_sin``), which takes one copy instead of three.
-    """
-    swapped = states.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    if torch.is_grad_enabled():
-        return torch.addcmul(states * cos, swapped, signed_sin)
-    return (states * cos).addcmul_(swapped, signed_sin)
-
-
-def rope_with_cls(tables: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tables of the patches (..., patches, head_width) to those of all tokens for ``apply_rope``.
-
-    The class token gets an angle of zero in front; every first sine of a pair changes its sign.
-    """
-    cos, sin = tables
-    signs = torch.tensor([-1.0, 1.0], device=sin.device).repeat(sin.shape[-1] // 2)
-    cos = F.pad(cos, (0, 0, 1, 0), value=1.0)
-    return cos.to(dtype), F.pad(sin * signs, (0, 0, 1, 0)).to(dtype)
-
-
-def resize_position_embedding(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Fit a learned (1, 1 + n * n, width) position table to another grid by bicubic interpolation.
-
-    The class token's row is kept. A grid equal to the table's own returns it untouched.
-    """
-    side = round((table.shape[1] - 1) ** 0.5)
-    if grid == (side, side):
-        return table
-    patches = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-    patches = patches.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1).to(table.dtype)
-    return torch.cat([table[:, :1], patches], dim=1)
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        size = self.kernel_size[0]
+        rows, columns = pixel_values.shape[-2] // size, pixel_values.shape[-1] // size
+        pixels = pixel_values[..., : rows * size, : columns * size]
+        patches = pixels.unflatten(3, (columns, size)).unflatten(2, (rows, size))  # (B, C, rows, p, columns, p)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C * p * p)
+        with faster_products(patches):
+            projected = F.linear(patches, self.weight.flatten(1), self.bias)  # (B, N, W)
+        return projected.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 class JinaCLIPVisionPatchEmbed(nn.Module):
-    """Non-overlapping patches, each projected by the kernel of a strided convolution.
+    """Non-overlapping patches, each projected to a token: (batch, channels, height, width) to (batch, patches, width).
 
-    Written as one matrix product of flattened patches: the same sums, and in training several times faster on a CPU
-    than the convolution. What the patch size leaves over on the right and at the bottom is cut off.
+    The layer is called, not read: accelerate fetches weights that wait on disk when their own module is called.
     """
 
     def __init__(self, config: JinaCLIPVisionConfig):
         super().__init__()
-        self.patch_size = config.patch_size
-        self.proj = nn.Conv2d(
-            config.num_channels, config.width, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        size = config.patch_size
+        self.proj = JinaCLIPVisionPatchProjection(config.num_channels, config.width, kernel_size=size, stride=size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        size = self.patch_size
-        rows, columns = pixel_values.shape[-2] // size, pixel_values.shape[-1] // size
-        pixels = pixel_values[..., : rows * size, : columns * size]
-        patches = pixels.unflatten(3, (columns, size)).unflatten(2, (rows, size))  # (B, 3, rows, p, columns, p)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * p * p)
-        with faster_products(patches):
-            return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)  # (B, N, W)
+        return self.proj(pixel_values).flatten(2).transpose(1, 2)  # (B, N, W), a view
 
 
 class JinaCLIPVisionAttention(nn.Module):
@@ -321,8 +262,9 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
 
         The output is the class token's alone. With ``pooled_only`` the last layer leaves out what no one reads then,
         5/6 of its products, and ``last_hidden_state`` is (batch, 1, width), the class token.
-        Raises ``ValueError`` when the patch size does not divide the image.
+        Raises ``ValueError`` for other shapes, and when the patch size does not divide the image.
         """
+        check_pixels(pixel_values, self.config.num_channels)
         grid = self._grid(pixel_values)
         rope = rope_tables(self.config, grid, pixel_values.device)
         patches = self.patch_embed(pixel_values.to(self.patch_embed.proj.weight.dtype))  # (B, N, W)

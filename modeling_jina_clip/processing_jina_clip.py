@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -36,6 +37,8 @@ class JinaCLIPProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Preprocess ``text`` and ``images``, at least one of them.
 
+        An empty list gives empty tensors, (0, 0) for texts and (0, 3, size, size) for images.
+
         Flat keyword arguments go to the tokenizer (``padding``, ``truncation``, ``max_length``, ...) or to the image
         processor (``size``, ``allow_urls``), ``return_tensors`` to both; the nested forms are those of
         ``ProcessorMixin``, of which sentence-transformers always sends all, audio and video too.
@@ -55,7 +58,7 @@ class JinaCLIPProcessor(ProcessorMixin):
             options = {**common, **kwargs, **(text_kwargs or {})}
             options.setdefault("return_token_type_ids", False)  # every token has type 0
             options.setdefault("return_tensors", return_tensors)
-            data |= self.tokenizer(text, **options)
+            data |= _no_tokens(options) if _is_empty(text) else self.tokenizer(text, **options)
         if images is not None:
             options = {**for_images, **(images_kwargs or {})}
             options.setdefault("return_tensors", return_tensors)
@@ -65,3 +68,19 @@ class JinaCLIPProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def _is_empty(text: Any) -> bool:
+    return isinstance(text, (list, tuple)) and not text
+
+
+def _no_tokens(options: dict[str, Any]) -> dict[str, Any]:
+    """What a tokenizer would give for no text, of which it has no notion."""
+    wanted = {
+        "input_ids": True,
+        "token_type_ids": options["return_token_type_ids"],
+        "attention_mask": options.get("return_attention_mask") is not False,
+    }
+    names = [name for name, is_wanted in wanted.items() if is_wanted]
+    empty = np.empty((0, 0), dtype=np.int64) if options.get("return_tensors") else []
+    return dict(BatchFeature(dict.fromkeys(names, empty), tensor_type=options.get("return_tensors")))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_jina_clip import TEXT_REPOSITORIES, JinaCLIPConfig, JinaCLIPTextConfig, JinaCLIPVisionConfig
-from .modeling_jina_clip_vision import rope_tables
+from .vision_positions import rope_tables
 
 _CODE = "jinaai/jina-clip-implementation--"
 # By position embedding: the repository that holds the sizes, and the switches that the published file sets.

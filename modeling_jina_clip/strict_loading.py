@@ -55,13 +55,31 @@ def _refuse_pickles(source: Any, options: dict[str, Any]) -> None:
     folder = None if source is None else Path(source) / options.get("subfolder", "")
     if folder is None or not folder.is_dir() or options.get("state_dict") is not None:
         return
-    index = folder / "model.safetensors.index.json"
-    # transformers reads a shard by its name's ending, also one that an index of safetensors names.
-    named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()} if index.is_file() else set()
+    variant = f".{options['variant']}" if options.get("variant") else ""
     present = {path.name for path in folder.iterdir()}
+    # transformers reads a shard by its name's ending, also one that an index of safetensors names.
+    index = folder / f"model.safetensors.index{variant}.json"
+    whole = f"model{variant}.safetensors" in present  # then the index is not read
+    named = _shards(index) if index.is_file() and not whole else set()
     pickles = sorted(name for name in named or present if name.endswith(_PICKLES))
     if pickles and (named or not any(name.endswith(".safetensors") for name in present)):
         raise ValueError(f"the weights in {str(folder)!r} are {', '.join(pickles[:4])}, and {cure}")
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names; ``ValueError`` where it is none."""
+    try:
+        content = json.loads(index.read_bytes())
+        names = content["weight_map"].values()
+        whole = isinstance(content["metadata"], dict) and all(isinstance(name, str) for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole or not names:
+        raise ValueError(
+            f"{str(index)!r} is broken: it must be JSON with 'metadata' and a 'weight_map' from tensors to files; "
+            "fetch it again with its shards"
+        )
+    return set(names)
 
 
 def raise_on_mismatch(name: str, info: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .checkpoint_keys import MASKED_LM_TABLES, TEXT_TABLES, VISION_TABLES, Rule, choose_table, convert
-from .modeling_jina_clip_vision import resize_position_embedding
+from .vision_positions import resize_position_embedding
 
 # Not in every source: our projections are in none, the LayerNorm inside attention in none of EVA02's MIM models, that
 # inside the feed-forward not in the two smallest, the head of a masked language model not in a bare tower. Each of

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.loopback_card_rules import BLOCK, card_errors
+
 TOKEN = "loopback-token"
 MAIN = "refs/heads/main"
 
@@ -197,10 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the test output quiet; ``hub.requests`` is the log."""
 
     # --- writing ---------------------------------------------------------------------------------------------------
-    def validate_yaml(self) -> dict[str, Any]:
-        if not json.loads(self.body)["content"].startswith("---\n"):
-            raise Refusal(400, message="the card has no metadata")
-        return {"errors": [], "warnings": []}
+    def validate_yaml(self) -> dict[str, Any] | None:
+        content = json.loads(self.body)["content"]
+        empty = [] if BLOCK.match(content) else [{"message": "empty or missing yaml metadata in repo card"}]
+        if errors := [{"message": message} for message in card_errors(content)]:
+            return self.send(400, json.dumps({"error": "Bad request", "errors": errors, "warnings": empty}).encode())
+        return {"errors": [], "warnings": empty}
 
     def create(self) -> dict[str, Any]:
         wish = json.loads(self.body)

@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def shown_in(text: str) -> list[Shown]:
     def add_line(place: int, line: str) -> None:
         for part in line.split(" && "):
             if words := shlex.split(part, comments=True):
-                found.append((place, Shown("command", shlex.join(words))))
+                found.append((place, Shown("command", part if ">" in words else shlex.join(words))))
 
     def fenced(block: re.Match) -> str:
         if block[1] in ("python", "yaml"):
@@ -84,6 +85,11 @@ RUN: dict[str, list[str]] = {
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --onnx": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --max_shard_size 2GB --license cc-by-sa-4.0": [],
+    "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --notes notes.md --language en "
+    "--base_model me/first-clip": [],
+    "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --license other --license_name my-terms-1.0 "
+    "--license_link https://example.org/terms": [],
+    'echo "Trained on drawings; photographs are foreign to it." > notes.md': [],
     "python hub_upload.py build outputs/mine outputs/mine-hub": [],
     "python hub_upload.py build outputs/tuned/with-texts outputs/tuned-hub": [],
     "python hub_upload.py verify outputs/mine-hub": [],
@@ -336,6 +342,8 @@ def test_what_a_page_shows_runs_in_its_order(page: str, tmp_path: Path) -> None:
     for shown in filter(runs_slowly, ALL[page]):
         if shown.kind == "python":
             run(["-c", shown.text], folder, JINA_CLIP_CACHE=cache)
+        elif shown.words[0] != "python":
+            subprocess.run(["bash", "-c", shown.text], cwd=folder, check=True)
         elif "push" in shown.words:
             run_online([*shown.words[1:], *RUN[shown.text]], folder)
         else:

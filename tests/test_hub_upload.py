@@ -2,61 +2,33 @@
 
 import json
 import os
-import pickle
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import hub_upload
 from hub_upload import HubFolderError, build, main, verify
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
+from tests.hub_checkpoint import TOKEN, finished_run
 from trainer_ext.hub_folder.folder import STAMP, file_hash, manifest_differences, read_manifest, write_manifest
 from trainer_ext.hub_folder.probe import embed_probe
 from trainer_ext.hub_folder.verify import PROBE
-from trainer_ext.recipe import load_recipe
-from trainer_ext.report import Report
-from trainer_ext.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
-# Put together here, so that no scanner takes this file for a leak.
-TOKEN = "hf_" + "Abcdefgh1234" * 3
-
-
-def run_record() -> dict[str, Any]:
-    """`run.json` of a run of the demo's recipe, started in a place nobody needs to know."""
-    recipe = load_recipe("openmoji")
-    with tempfile.TemporaryDirectory() as place:
-        command = ["trainer", "--output_dir", "/home/somebody/secret-project"]
-        RunFolder(Path(place) / "run", recipe, command).claim()
-        return json.loads((Path(place) / "run" / "run.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run as the trainer leaves it: the golden model, its measurements, and files nobody should publish."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    shutil.copytree(golden / "tiny_model", folder)
-    report = Report(folder)
-    report.add("before training", {"concepts_short/t2i_r5": 0.031, "words/ndcg10": 0.12})
-    report.add("chance", {"concepts_short/t2i_r5": 0.029}, kind="reference")
-    report.add("triplets", {"concepts_short/t2i_r5": 0.314, "words/ndcg10": 0.42})
-    report.save()
-    (folder / "run.json").write_text(json.dumps(run_record()))
-    (folder / "optimizer.pt").write_bytes(pickle.dumps({"not": "for the Hub"}))
-    return folder
+    return finished_run(golden, tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="session")
@@ -104,26 +76,6 @@ def test_nothing_of_this_machine_leaks(checkpoint: Path, built: Path) -> None:
             assert not [place for place in places if place in content], path.name
 
 
-def test_card_shows_the_measured_table(built: Path) -> None:
-    card = ModelCard.load(built / "README.md")
-    assert "| task | metric | chance | before training | triplets |" in card.text
-    assert "| concepts short | text to image recall@5 | 2.9 | 3.1 | 31.4 |" in card.text
-    assert "| words | ndcg@10 | - | 12.0 | 42.0 |" in card.text
-    for stage in load_recipe("openmoji").stages:
-        row = f"| {stage.name} | {stage.steps} | {stage.learning_rate} | {stage.max_length} | "
-        assert f"{row}{stage.image_text.batch_size} | {stage.text.batch_size} | " in card.text
-    assert "Recipe `openmoji`, seed " in card.text
-    found = {(r.dataset_name, r.metric_type, r.metric_name, r.metric_value) for r in card.data.eval_results}
-    assert found == {
-        ("concepts short", "recall_at_5", "text to image recall@5", 0.314),
-        ("words", "ndcg_at_10", "ndcg@10", 0.42),
-    }
-    metadata = yaml.safe_load(card.content.split("---")[1])
-    assert metadata["model-index"][0]["name"] == "tiny-clip"
-    assert metadata["license"] == "apache-2.0"
-    assert "2405.20204" in card.text
-
-
 def test_options_of_build_are_read(checkpoint: Path, tmp_path: Path) -> None:
     folder = build(checkpoint, tmp_path / "out", max_shard_size="400KB", license="cc-by-sa-4.0")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
@@ -132,16 +84,6 @@ def test_options_of_build_are_read(checkpoint: Path, tmp_path: Path) -> None:
     whole = JinaCLIPModel.from_pretrained(checkpoint).state_dict()
     for name, tensor in JinaCLIPModel.from_pretrained(folder).state_dict().items():
         assert torch.equal(tensor, whole[name])
-
-
-def test_checkpoint_without_measurements_still_builds(golden: Path, tmp_path: Path) -> None:
-    """What `save_pretrained` alone writes is enough."""
-    model, processor = (part.from_pretrained(golden / "tiny_model") for part in (JinaCLIPModel, JinaCLIPProcessor))
-    model.save_pretrained(tmp_path / "saved")
-    processor.save_pretrained(tmp_path / "saved")
-    card = (build(tmp_path / "saved", tmp_path / "out") / "README.md").read_text()
-    assert "Nothing was measured" in card
-    assert "model-index" not in card
 
 
 def test_rebuilding_replaces_our_folder_and_only_ours(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
@@ -186,47 +128,6 @@ def test_bad_checkpoints_are_refused_and_leave_nothing(checkpoint: Path, tmp_pat
     with pytest.raises(HubFolderError, match=complaint):
         build(bad, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("weights.bin", b"1234"),
-        ("model.pt", b"1234"),
-        ("data.json", pickle.dumps({"a": 1})),
-        ("notes.txt", b"PK\x03\x04" + bytes(20)),
-    ],
-)
-def test_pickles_are_refused_whatever_their_name(folder: Path, name: str, content: bytes) -> None:
-    (folder / name).write_bytes(content)
-    with pytest.raises(HubFolderError, match=f"{name} is a pickle or an archive"):
-        verify(folder)
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [
-        TOKEN,
-        "ghp_" + "a1B2" * 9,
-        "AKIA" + "ABCDEFGH12345678",
-        "-----BEGIN RSA PRIVATE " + "KEY-----",
-        "https://me:hunter22" + "@example.org/x",
-        '{"api_key": "' + "q" * 20 + '"}',
-        "sk-" + "proj-" + "x9" * 20,
-    ],
-    ids=lambda secret: secret[:8],
-)
-def test_secrets_are_refused_without_repeating_them(folder: Path, secret: str) -> None:
-    (folder / "README.md").write_text(f"first line\n{secret}\n")
-    with pytest.raises(HubFolderError, match=r"README.md, line 2, seems to hold a secret") as caught:
-        verify(folder)
-    assert secret not in str(caught.value)
-
-
-def test_secret_in_the_header_of_weights_is_found(folder: Path) -> None:
-    save_file({"a": torch.zeros(2)}, folder / "more.safetensors", metadata={"author": TOKEN})
-    with pytest.raises(HubFolderError, match=r"more.safetensors, line 1"):
-        verify(folder)
 
 
 def test_links_are_refused(folder: Path) -> None:
@@ -316,6 +217,33 @@ def test_command_line_reports_one_line_and_the_cure(tmp_path: Path, capsys: pyte
     assert all(line.startswith("error: ") for line in lines)
     assert lines[0].endswith("give a folder of the trainer or of save_pretrained")
     assert lines[1].endswith("build it first")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", ["lots", "5", "0GB", "0.0MB", "-1GB", "5 GB"])
+def test_shard_sizes_that_are_none(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    assert main(["build", str(checkpoint), str(tmp_path / "out"), f"--max_shard_size={size}"]) == 2
+    assert capsys.readouterr().err == f"error: max_shard_size {size!r} is no size; give one such as 500MB or 5GB\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interpreter_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder), "--python", "/nowhere/python"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: [Errno 2] No such file or directory: '/nowhere/python'"
+
+
+def test_interrupting_leaves_nothing_and_ends_in_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JinaCLIPModel, "save_pretrained", interrupt)
+    assert main(["build", str(checkpoint), str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; run the same command again"
     assert os.listdir(tmp_path) == []
 
 

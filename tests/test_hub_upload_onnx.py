@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +11,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from hub_upload import HubFolderError, build, main, verify
-from modeling_jina_clip import (
-    JinaCLIPConfig,
-    JinaCLIPModel,
-    JinaCLIPTextConfig,
-    JinaCLIPVisionConfig,
-)
-from trainer_ext.hub_folder.folder import STAMP, manifest_differences, read_manifest, write_manifest
+from modeling_jina_clip import JinaCLIPModel
+from tests.hub_checkpoint import v2_model
+from trainer_ext.hub_folder.folder import manifest_differences, read_manifest, write_manifest
 from trainer_ext.hub_folder.onnx_export import TEXT, VISION, export_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -122,27 +115,10 @@ def test_a_missing_library_is_said_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def v2_model() -> JinaCLIPModel:
-    """The layout of jina-clip-v2, narrow: rotary positions, adapters that act, images that leave a rest."""
-    text = JinaCLIPTextConfig(
-        embed_dim=64, vocab_size=200, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, intermediate_size=96,
-        mlp_type="mlp", position_embedding_type="rotary", type_vocab_size=1, pad_token_id=1,
-        lora_adaptations=["one", "two"], default_lora_task="two",
-    )  # fmt: skip
-    vision = JinaCLIPVisionConfig(
-        embed_dim=64, width=64, head_width=16, layers=2, image_size=36, patch_size=8, intp_freq=True, pt_hw_seq_len=4
-    )
-    model = JinaCLIPModel(JinaCLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    model.set_attn_implementation("eager")
-    return model.eval()
-
-
 @pytest.mark.slow
 def test_layout_of_v2_with_adapters_exports_too(tmp_path: Path) -> None:
     model = v2_model()
+    model.set_attn_implementation("eager")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     export_onnx(model, tmp_path)
     for name, tensor in model.state_dict().items():
@@ -159,42 +135,6 @@ def test_half_precision_weights_become_float32_graphs(golden: Path, tmp_path: Pa
     model.float().set_attn_implementation("eager")
     compare_texts(model, tmp_path)
     compare_images(model, tmp_path, [(32, 32), (48, 40)])
-
-
-def overlay(place: Path, *requirements: str) -> Path:
-    """The Python of a new environment with some packages of other versions in front of the ones of this environment."""
-    venv.create(place, with_pip=False)
-    python = place / "bin" / "python"
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(place)}))
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    torch_pin = f"torch=={torch.__version__.partition('+')[0]}"
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", *requirements, torch_pin]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        pytest.skip(f"pip could not get {requirements}: {done.stderr.strip().splitlines()[-1]}")
-    return python
-
-
-@pytest.mark.slow
-def test_verify_with_the_lowest_and_the_newest_libraries(
-    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Snippets and graphs included, in one command; then one interpreter that differs is enough to fail."""
-    folder = Path(shutil.copytree(built, tmp_path / "tiny-clip"))
-    lowest = overlay(tmp_path / "lowest", "transformers==5.5.0", "sentence-transformers==5.5.1")
-    newest = overlay(tmp_path / "newest", "transformers>=5.23", "sentence-transformers>=6.2")
-    assert main(["verify", str(folder), "--python", str(lowest), "--python", str(newest)]) == 0
-    shown = capsys.readouterr().out
-    assert "transformers 5.5.0, sentence-transformers 5.5.1" in shown
-    for python in (lowest, newest):
-        for way in ("onnxruntime, one by one/images (5, 64)", "SentenceTransformer/mixed", "the card's 3 snippets run"):
-            assert f"{python}: {way}" in shown
-    assert (folder / STAMP).is_file()
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\necho 'ImportError: too old' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    assert verify(folder, python=[newest, broken]) == [f"{broken} exited with 1:\nImportError: too old"]
-    assert not (folder / STAMP).exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from huggingface_hub import HfApi
 
 from hub_upload import HubFolderError, build, main, push
 from modeling_jina_clip import JinaCLIPModel
+from tests.hub_checkpoint import finished_run
 from tests.loopback_hub import MAIN, TOKEN, Blob, LoopbackHub, Refusal
 from trainer_ext.hub_folder.folder import (
     MANIFEST,
@@ -50,7 +51,16 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
 @pytest.fixture(scope="module")
 def built(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with several weight files, stamped as `verify` stamps it (its own test runs the whole check)."""
-    folder = build(golden / "tiny_model", tmp_path_factory.mktemp("hub") / "tiny-clip", max_shard_size="400KB")
+    place = tmp_path_factory.mktemp("hub")
+    folder = build(finished_run(golden, place / "run"), place / "tiny-clip", max_shard_size="400KB")
+    stamp(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in one weight file."""
+    folder = build(golden / "tiny_model", tmp_path_factory.mktemp("hub") / "tiny-clip")
     stamp(folder)
     return folder
 
@@ -97,6 +107,21 @@ def test_push_sends_the_verified_folder_under_its_own_name(hub: LoopbackHub, bui
     assert len(hub.lfs) == len(weights(built)) > 1
 
 
+def test_only_the_whole_name_of_the_repository_is_replaced(hub: LoopbackHub, golden: Path, tmp_path: Path) -> None:
+    """A copy from the Hub, pushed under another name: names that begin alike stay."""
+    (tmp_path / "notes.md").write_text(f"Not {REPO}-2 or {REPO}.v2 or x/{REPO}: see {REPO}.\n")
+    folder = build(golden / "tiny_model", tmp_path / "out", notes=tmp_path / "notes.md", base_model=[f"{REPO}-base"])
+    stamp(folder)
+    push(folder, REPO)
+    copy = Path(huggingface_hub.snapshot_download(REPO, local_dir=tmp_path / "copy", endpoint=hub.endpoint))
+    stamp(copy)
+    push(copy, "me/new")
+    card = hub.files("me/new")["README.md"].decode()
+    assert f"Not {REPO}-2 or {REPO}.v2 or x/{REPO}: see me/new.\n" in card
+    assert f"base_model: {REPO}-base\n" in card
+    assert 'SentenceTransformer("me/new"' in card
+
+
 def test_pushing_again_changes_nothing(hub: LoopbackHub, built: Path) -> None:
     push(built, REPO)
     head = hub.repositories[REPO].resolve("main")
@@ -140,14 +165,79 @@ def test_foreign_files_on_the_hub_are_kept_without_force(hub: LoopbackHub, built
     assert "config.json" in hub.files(REPO)
 
 
-def test_files_of_an_earlier_push_give_way(hub: LoopbackHub, built: Path, golden: Path, tmp_path: Path) -> None:
+def test_files_of_an_earlier_push_give_way(hub: LoopbackHub, built: Path, whole: Path) -> None:
     """From several weight files to one: the old shards would otherwise be loaded beside the new file."""
     push(built, REPO)
-    whole = build(golden / "tiny_model", tmp_path / "whole")
-    stamp(whole)
     push(whole, REPO)
     assert [name for name in hub.files(REPO) if name.endswith(".safetensors")] == ["model.safetensors"]
     assert "model.safetensors.index.json" not in hub.files(REPO)
+
+
+def test_a_new_branch_has_nothing_of_main_but_what_is_pushed(
+    hub: LoopbackHub, built: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Hub begins a branch as main is: main's weights would be loaded instead of the shards pushed there."""
+    push(whole, REPO)
+    before = hub.files(REPO)
+    assert push(built, REPO, revision="next", dry_run=True) == "dry run: nothing was sent"
+    assert "branch next (new, from main); deletes model.safetensors\n" in capsys.readouterr().out
+    push(built, REPO, revision="next")
+    assert set(hub.files(REPO, "next")) == {".gitattributes", *folder_files(built), MANIFEST}
+    copy = huggingface_hub.snapshot_download(REPO, revision="next", local_dir=tmp_path / "copy", endpoint=hub.endpoint)
+    assert manifest_differences(Path(copy)) == []
+    assert hub.files(REPO) == before
+
+
+@pytest.mark.parametrize("create_pr", [False, True])
+def test_foreign_files_on_main_stop_a_new_branch_too(hub: LoopbackHub, whole: Path, create_pr: bool) -> None:
+    api = HfApi()
+    api.create_repo(REPO)
+    api.upload_file(path_or_fileobj=b"theirs", path_in_repo="pytorch_model.bin", repo_id=REPO)
+    with pytest.raises(HubFolderError, match=r"holds other files \(pytorch_model.bin\)"):
+        push(whole, REPO, revision="next", create_pr=create_pr)
+    assert set(hub.repositories[REPO].refs) == {MAIN}
+    push(whole, REPO, revision="next", create_pr=create_pr, force=True)
+    assert "pytorch_model.bin" not in hub.files(REPO, "refs/pr/1" if create_pr else "next")
+    assert hub.files(REPO)["pytorch_model.bin"] == b"theirs"
+
+
+@pytest.mark.parametrize(
+    "name", ["bad tag/..", "-x", "a..b", "a b", "x.lock", "/x", "x/", "a~1", "a:b", "é", "", "refs/heads/a?"]
+)
+def test_names_that_git_refuses_are_told_before_anything_is_sent(hub: LoopbackHub, whole: Path, name: str) -> None:
+    for option in ("revision", "tag"):
+        with pytest.raises(HubFolderError, match=f"{option} .* is no name that git takes"):
+            push(whole, REPO, **{option: name})
+    assert hub.requests == []
+
+
+def test_a_pull_request_can_be_pushed_to_again_and_none_is_made_up(hub: LoopbackHub, whole: Path, built: Path) -> None:
+    push(whole, REPO, create_pr=True)
+    push(built, REPO, revision="refs/pr/1")
+    assert set(hub.files(REPO, "refs/pr/1")) == {".gitattributes", *folder_files(built), MANIFEST}
+    with pytest.raises(HubFolderError, match=r"has no refs/pr/2; name a branch"):
+        push(built, REPO, revision="refs/pr/2")
+
+
+def test_a_card_that_the_hub_refuses_says_why_in_one_line(hub: LoopbackHub, folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(card.replace("type: words", "type: the words"))
+    write_manifest(folder)
+    stamp(folder)
+    with pytest.raises(
+        HubFolderError, match=r'results\[\d\].dataset.type" with value "the words" fails to match'
+    ) as error:
+        push(folder, REPO)
+    assert "\n" not in str(error.value)
+    assert "config.json" not in hub.files(REPO)
+
+
+def test_a_note_in_the_manifest_is_not_sent(hub: LoopbackHub, folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text()) | {"note": "mine alone"}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    stamp(folder)
+    push(folder, REPO)
+    assert set(json.loads(hub.files(REPO)[MANIFEST])) == {"repo_id", "format", "versions", "files"}
 
 
 def test_dry_run_reads_and_writes_nothing(hub: LoopbackHub, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,13 +297,29 @@ def test_interrupted_upload_goes_on_where_it_stopped(hub: LoopbackHub, built: Pa
     assert set(hub.files(REPO)) > {path.name for path in weights(built)}
 
 
-def test_someone_elses_commit_is_not_overwritten(hub: LoopbackHub, built: Path) -> None:
+def test_ctrl_c_ends_in_one_line(
+    hub: LoopbackHub, built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "create_commit", interrupt)
+    assert main(["push", str(built), "--repo_id", REPO]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: interrupted; run the same command again; weights that arrived are not sent twice"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("branch", ["main", "next"])
+def test_someone_elses_commit_is_not_overwritten(hub: LoopbackHub, built: Path, branch: str, exists: bool) -> None:
     """The repository changes between our look and our commit: the Hub refuses, and says so in one line."""
-    HfApi().create_repo(REPO)
-    hub.before_put = lambda oid: hub.repositories[REPO].commit(MAIN, {"theirs.txt": Blob(b"mine now", lfs=False)})
+    if exists:
+        HfApi().create_repo(REPO)
+    theirs = {"theirs.txt": Blob(b"mine now", lfs=False)}
+    hub.before_put = lambda oid: hub.repositories[REPO].commit(f"refs/heads/{branch}", theirs)
     with pytest.raises(HubFolderError, match=r"A commit has happened since"):
-        push(built, REPO)
-    assert hub.files(REPO) == {"theirs.txt": b"mine now"}
+        push(built, REPO, revision=branch)
+    assert hub.files(REPO, branch) == {"theirs.txt": b"mine now"}
 
 
 @pytest.mark.parametrize("repo_id", ["tiny-clip", "a/b/c", "../up", "me/"])

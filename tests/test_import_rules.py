@@ -59,7 +59,10 @@ ROOMS = [
     "__main__",
 ]
 # Beside them, the steps of hub_upload; in there, too, a file may use only files that stand before it.
-HUB_FOLDER = ["errors", "probe", "installed", "onnx_export", "folder", "card", "build", "verify", "push"]
+HUB_FOLDER = [
+    *["errors", "probe", "installed", "onnx_export", "hub_names", "secrets_scan", "folder", "code_references"],
+    *["card_record", "card", "build", "verify", "push"],
+]
 HUB_FOLDER_MAY_USE = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}
 # A look upward that is allowed, from inside a function only: a recipe's training keys are the fields of the arguments,
 # and the arguments of a run are made from its recipe.

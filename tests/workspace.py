@@ -42,6 +42,7 @@ def make_workspace(folder: Path) -> Path:
     for part in (JinaCLIPModel, JinaCLIPProcessor):
         part.from_pretrained(golden).save_pretrained(folder / "outputs" / "openmoji")
     build(folder / "outputs" / "openmoji", folder / "outputs" / "openmoji-hub")
+    (folder / "notes.md").write_text("Trained on drawings; photographs are foreign to it.\n")
     (folder / "my_pictures").mkdir()
     with (folder / "my_pictures" / "metadata.csv").open("w", newline="") as table:
         csv.writer(table).writerow(["file_name", "text"])

@@ -7,6 +7,7 @@ by ``AutoModel`` in a fresh interpreter that has only the folder's own code.
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def settings(**values) -> Change:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         for key, value in values.items():
-            *parts, last = key.split("__")
+            *parts, last = re.split(r"(?<=[a-z])__", key)
             place = config
             for part in parts:
                 place = place[part]
@@ -76,6 +77,14 @@ def pickled_shard(folder: Path) -> None:
     only_pickled("pytorch_model.bin", torch.save)(folder)
     index = {"metadata": {}, "weight_map": {"logit_scale": "pytorch_model.bin"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index(text: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return change
 
 
 def plain_pickle(value: object, path: Path) -> None:
@@ -122,6 +131,22 @@ ROWS: dict[str, tuple[Change, type[Exception], str]] = {
     "plain-pickle": (only_pickled("pytorch_model.bin", plain_pickle), ValueError, "can run code. Convert them where"),
     "pickle-called-safetensors": (only_pickled(WEIGHTS, plain_pickle), ValueError, "no safetensors"),
     "pickle-in-an-index": (pickled_shard, ValueError, "pytorch_model.bin, and pickles are not read"),
+    "index-of-nothing": (index(""), ValueError, "index.json' is broken: it must be JSON .*; fetch it again"),
+    "index-of-a-list": (index("[]"), ValueError, "index.json' is broken"),
+    "index-without-a-map": (index("{}"), ValueError, "index.json' is broken"),
+    "index-of-no-files": (index('{"metadata": {}, "weight_map": {}}'), ValueError, "index.json' is broken"),
+    "index-of-numbers": (index('{"metadata": {}, "weight_map": {"a": 3}}'), ValueError, "index.json' is broken"),
+    "index-without-metadata": (index('{"weight_map": {"a": "b.safetensors"}}'), ValueError, "index.json' is broken"),
+    "attention-of-a-tower": (
+        settings(text_config__attn_implementation="quantum"),
+        ValueError,
+        'attn_implementation="quantum"` is not supported',
+    ),
+    "attention-of-the-other-tower": (
+        settings(vision_config___attn_implementation="quantum"),
+        ValueError,
+        'attn_implementation="quantum"` is not supported',
+    ),
     "activation": (settings(text_config__hidden_act="relu"), ValueError, "hidden_act='relu' is not supported"),
     "positions": (settings(text_config__position_embedding_type="t5"), ValueError, "position_embedding_type='t5'"),
     "attention": (
@@ -168,6 +193,17 @@ def test_refused(good: Path, tmp_path: Path, row: str, loader: type) -> None:
     folder = damaged(good, tmp_path / row, change)
     with pytest.raises(error, match=message):
         loader.from_pretrained(folder)
+    assert not (folder / "malice").exists()
+
+
+def test_an_index_that_is_not_read_does_no_harm(good: Path, tmp_path: Path) -> None:
+    """Beside the whole file; and by its own name, that of a variant is not taken for the plain one."""
+    folder = damaged(good, tmp_path / "both", lambda folder: (folder / "model.safetensors.index.json").write_text("{}"))
+    JinaCLIPModel.from_pretrained(folder)
+    pickled_shard(folder)
+    (folder / "model.safetensors.index.json").rename(folder / "model.safetensors.index.fp16.json")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin, and pickles are not read"):
+        JinaCLIPModel.from_pretrained(folder, variant="fp16")
     assert not (folder / "malice").exists()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_jina_clip import JinaCLIPConfig, JinaCLIPTextConfig, JinaCLIPVisionConfig
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPTextConfig, JinaCLIPVisionConfig
 
 
 def test_text_sizes_come_from_the_published_overrides() -> None:
@@ -67,6 +67,13 @@ def test_round_trip(tmp_path) -> None:
         (JinaCLIPVisionConfig, {"num_channels": 0}, "num_channels=0"),
         (JinaCLIPVisionConfig, {"pt_hw_seq_len": 0}, "pt_hw_seq_len=0"),
         (JinaCLIPVisionConfig, {"mlp_ratio": -2}, "intermediate_size=-1536"),
+        (
+            JinaCLIPVisionConfig,
+            {"mlp_ratio": float("nan")},
+            "mlp_ratio=nan is not supported; use a number, e.g. 2.6667",
+        ),
+        (JinaCLIPVisionConfig, {"mlp_ratio": float("inf")}, "mlp_ratio=inf is not supported; use a number"),
+        (JinaCLIPVisionConfig, {"ls_init_value": 0}, "ls_init_value=0 is not supported; use None"),
         (JinaCLIPVisionConfig, {"layer_norm_eps": -1e-6}, "layer_norm_eps=-1e-06"),
         (JinaCLIPVisionConfig, {"head_width": 50}, "width=768 must be a multiple of head_width=50"),
         (JinaCLIPVisionConfig, {"image_size": 8}, "image_size=8 is smaller than patch_size=16"),
@@ -96,3 +103,37 @@ def test_projections_widen_both_towers() -> None:
         text_config={"embed_dim": 64, "proj_type": "linear"}, vision_config={"embed_dim": 64, "proj_type": "linear"}
     )
     assert config.projection_dim == 64
+
+
+@pytest.mark.parametrize(
+    ("config_class", "field"),
+    [
+        *[(JinaCLIPTextConfig, name) for name in ("initializer_range", "hidden_dropout_prob", "rotary_emb_base")],
+        *[(JinaCLIPTextConfig, name) for name in ("attention_probs_dropout_prob", "lora_alpha")],
+        *[(JinaCLIPVisionConfig, name) for name in ("initializer_range", "mlp_ratio", "patch_dropout")],
+        *[(JinaCLIPConfig, name) for name in ("logit_scale_init_value", "initializer_factor")],
+    ],
+)
+def test_a_whole_number_of_json_is_a_number(config_class: type, field: str) -> None:
+    value = 0 if "drop" in field else 2
+    assert getattr(config_class(**{field: value}), field) == value
+
+
+def test_a_towers_own_attention_backend_is_kept() -> None:
+    sizes = {"embed_dim": 8, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 9}
+    vision = {"embed_dim": 8, "width": 8, "head_width": 8, "layers": 1, "image_size": 8, "patch_size": 8}
+
+    def backends(text: dict | None = None, **whole: object) -> list[str]:
+        config = JinaCLIPConfig(text_config={**sizes, **(text or {})}, vision_config=vision, **whole)
+        model = JinaCLIPModel(config)
+        return [part.config._attn_implementation for part in (model.text_model, model.vision_model)]
+
+    own = {"attn_implementation": "eager"}
+    assert backends() == ["sdpa", "sdpa"]
+    assert backends(own) == ["eager", "sdpa"]
+    assert backends(**own) == ["eager", "eager"]
+    assert backends(own, attn_implementation="sdpa") == ["sdpa", "sdpa"]
+    assert backends(own, attn_implementation={"text_config": "flex_attention", "vision_config": "eager"}) == [
+        "flex_attention",
+        "eager",
+    ]

@@ -1,5 +1,6 @@
 """Pictures as they come from the world: every mode and format, hostile files, and what is no picture at all."""
 
+import base64
 import io
 import shutil
 import threading
@@ -269,3 +270,46 @@ def test_the_first_of_several_broken_images_is_named(two_threads: None) -> None:
     good = Image.new("RGB", (4, 4))
     with pytest.raises(ValueError, match="image 2: 1 bytes is not an image"):
         JinaCLIPImageProcessor(size=16)([good, good, b"a", good, b"bcd"])
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:image/png;base64,{}",
+        "DATA:IMAGE/PNG;BASE64,{}",
+        "data:image/png;charset=utf-8;base64,{}",
+        "data:image/png;base64,\n{}\r\n",
+    ],
+)
+@pytest.mark.parametrize("lines", [False, True])
+def test_data_uris_in_any_spelling(uri: str, lines: bool) -> None:
+    data = encoded(steps())
+    payload = (base64.encodebytes if lines else base64.b64encode)(data).decode()
+    assert ("\n" in payload) == lines
+    np.testing.assert_array_equal(to_rgb(open_image(uri.format(payload))), to_rgb(steps()))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("data:application/octet-stream;base64,AAAA", r"does not say that it holds an image; write data:image/png"),
+        ("data:;base64,AAAA", r"does not say that it holds an image"),
+        ("data:image/png,abc", r"must look like data:image/png;base64"),
+        ("data:image/png;base64,@@@@", r"holds broken base64"),
+        ("data:image/png;base64,\u00e4", r"holds broken base64"),
+    ],
+)
+def test_data_uris_that_are_none(uri: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_image(uri)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(steps()))
+    with path.open(encoding="utf-8") as file, pytest.raises(ValueError, match=r"image.png' cannot be read: .*'rb'"):
+        open_image(file)
+    with pytest.raises(ValueError, match=r"image.png' cannot be read: .*closed file; open it anew"):
+        open_image(file)
+    with pytest.raises(ValueError, match="a BytesIO is not an image in a known format"):
+        open_image(io.BytesIO(b"abc"))

@@ -1,6 +1,7 @@
 """The masked-language-model head: its loss, its shared weights, its files, and pre-training with the stock Trainer."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,9 @@ from transformers import (
 
 from modeling_jina_clip import JinaCLIPTextConfig, JinaCLIPTextForMaskedLM, JinaCLIPTextModel
 
+ROOT = Path(__file__).parents[2]
 SIZES = {"embed_dim": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 ROTARY = {"position_embedding_type": "rotary", "mlp_type": "mlp", "layer_norm_eps": 1e-5}
 
 
@@ -43,11 +46,12 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids * mask, mask, labels
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", [{}, ROTARY], ids=["alibi", "rotary"])
-def test_loss_is_the_plain_cross_entropy_of_all_positions(kind: dict) -> None:
+def test_loss_is_the_plain_cross_entropy_of_all_positions(kind: dict, training: bool) -> None:
     """Values and gradients: the fast path that skips positions without a label against the one that does not."""
     ids, mask, labels = batch()
-    model = fresh(**kind)
+    model = fresh(**kind, **NO_DROPOUT).train(training)
     plain = model(ids, mask).logits  # (3, 9, 1000)
     assert plain.shape == (3, 9, 1000)
     per_token = -plain.log_softmax(-1)[labels != -100].gather(1, labels[labels != -100][:, None])
@@ -55,7 +59,7 @@ def test_loss_is_the_plain_cross_entropy_of_all_positions(kind: dict) -> None:
     expected = torch.autograd.grad(per_token.mean(), list(model.parameters()))
     output = model(ids, mask, labels=labels)
     torch.testing.assert_close(output.loss, per_token.mean(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(output.logits, plain[labels != -100], rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.logits, plain[labels != -100] if training else plain, rtol=0, atol=1e-5)
     for gradient, (name, parameter) in zip(expected, model.named_parameters(), strict=True):
         found = torch.autograd.grad(output.loss, parameter, retain_graph=True)[0]
         torch.testing.assert_close(found, gradient, rtol=0, atol=1e-6, msg=name)
@@ -66,7 +70,7 @@ def test_loss_is_the_plain_cross_entropy_of_all_positions(kind: dict) -> None:
 
 def test_padded_texts_are_as_good_as_alone() -> None:
     ids, mask, labels = batch()
-    model = fresh()
+    model = fresh(**NO_DROPOUT).train()
     together = model(ids, mask, labels=labels)
     alone = [model(i[None, : m.sum()], labels=w[None, : m.sum()]) for i, m, w in zip(ids, mask, labels, strict=True)]
     torch.testing.assert_close(together.logits, torch.cat([one.logits for one in alone]), rtol=0, atol=1e-5)
@@ -76,12 +80,13 @@ def test_padded_texts_are_as_good_as_alone() -> None:
     torch.testing.assert_close(together.loss, padded.loss, rtol=0, atol=1e-6)
 
 
-def test_nothing_to_guess_is_no_loss_and_no_nan() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_to_guess_is_no_loss_and_no_nan(training: bool) -> None:
     ids, mask, labels = batch()
-    model = fresh()
+    model = fresh().train(training)
     output = model(ids, mask, labels=torch.full_like(labels, -100))
     assert output.loss.item() == 0
-    assert output.logits.shape == (0, 1000)
+    assert output.logits.shape == ((0, 1000) if training else (3, 9, 1000))
     output.loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
@@ -178,7 +183,7 @@ def test_the_stock_trainer_learns_masked_words(golden: Path, tmp_path: Path) -> 
     tokenizer = AutoTokenizer.from_pretrained(golden / "tiny_model", trust_remote_code=False)
     texts = ["the cat sat on a mat", "a dog ran", "the cat ran", "a dog sat on the mat"] * 8
     rows = Dataset.from_dict({"text": texts}).map(lambda row: tokenizer(row["text"]), remove_columns="text")
-    model = fresh(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = fresh(**NO_DROPOUT)
     arguments = TrainingArguments(
         tmp_path / "run",
         max_steps=30,
@@ -204,6 +209,63 @@ def test_the_stock_trainer_learns_masked_words(golden: Path, tmp_path: Path) -> 
         "fill-mask", model=JinaCLIPTextForMaskedLM.from_pretrained(tmp_path / "saved"), tokenizer=tokenizer
     )
     assert len(guess("the [MASK] sat on a mat", top_k=3)) == 3
+
+
+METRICS = """
+import json, sys
+import torch
+from transformers import Trainer, TrainingArguments
+from modeling_jina_clip import JinaCLIPTextConfig, JinaCLIPTextForMaskedLM
+
+def batch(rows):
+    length = max(len(row) for row in rows)
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    labels = torch.where((ids % 3 == 0) & (ids > 0), ids, -100)
+    return {"input_ids": ids.masked_fill(labels > 0, 4), "attention_mask": (ids > 0).long(), "labels": labels}
+
+def guessed(prediction):
+    logits, labels = prediction.predictions, prediction.label_ids
+    assert logits.shape[:-1] == labels.shape and logits.shape[-1] == 200, (logits.shape, labels.shape)
+    wanted = labels != -100
+    rest = logits[wanted] - logits[wanted].max(-1, keepdims=True)
+    right = torch.tensor(rest).log_softmax(-1).gather(1, torch.tensor(labels[wanted])[:, None])
+    return {"texts": len(labels), "tokens": int(wanted.sum()), "perplexity": right.mean().neg().exp().item()}
+
+torch.manual_seed(0)
+sizes = {"embed_dim": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+model = JinaCLIPTextForMaskedLM(JinaCLIPTextConfig(vocab_size=200, **sizes))
+rows = [torch.randint(5, 200, (3 + 5 * i % 11,)).tolist() for i in range(13)]  # lengths and counts that do not divide
+options = TrainingArguments(sys.argv[1], per_device_eval_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True)
+trainer = Trainer(model, options, batch, eval_dataset=rows, compute_metrics=guessed)
+found = trainer.evaluate()
+assert trainer.predict(rows).predictions.shape[0] == 13
+if trainer.is_world_process_zero():
+    print("RESULT", json.dumps({**found, "hidden": sum(token % 3 == 0 for row in rows for token in row)}))
+"""
+
+
+def evaluated(folder: Path, *launcher: str) -> dict[str, float]:
+    script = folder / "metrics.py"
+    script.write_text(METRICS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(script), str(folder / "run")]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(next(line for line in result.stdout.splitlines() if line.startswith("RESULT"))[7:])
+
+
+def test_the_stock_trainer_evaluates_with_metrics(tmp_path: Path) -> None:
+    found = evaluated(tmp_path)
+    assert (found["eval_texts"], found["eval_tokens"]) == (13, found["hidden"])
+    assert 100 < found["eval_perplexity"] < 400  # near the 200 of chance
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_to_the_same_metrics(tmp_path: Path) -> None:
+    alone = evaluated(tmp_path)
+    together = evaluated(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    assert together["eval_tokens"] == alone["eval_tokens"] > 20
+    assert together["eval_perplexity"] == pytest.approx(alone["eval_perplexity"], rel=1e-5)
 
 
 LOADER = """

@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from modeling_jina_clip.text_positions import TextPositions
 ROOT = Path(__file__).parents[2]
 TEXT = {"embed_dim": 48, "vocab_size": 99, "hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2}
 ROTARY = {"position_embedding_type": "rotary", "mlp_type": "mlp"}
+ADAPTED = {**ROTARY, "lora_adaptations": ["a", "b"], "default_lora_task": "b", "lora_rank": 2}
 VISION = {"embed_dim": 48, "width": 48, "head_width": 16, "layers": 2, "image_size": 32, "patch_size": 8}
 
 
@@ -35,10 +37,13 @@ def features(model: JinaCLIPModel) -> tuple[torch.Tensor, torch.Tensor]:
     return output.text_embeds, output.image_embeds
 
 
-@pytest.fixture(params=[{}, ROTARY], ids=["v1", "v2"])
+@pytest.fixture(params=[{}, ROTARY, ADAPTED], ids=["v1", "v2", "v2 adapted"])
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, tuple[torch.Tensor, torch.Tensor]]:
     torch.manual_seed(0)
     model = JinaCLIPModel(config(**request.param))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path)
     return tmp_path, features(model)
 
@@ -78,6 +83,66 @@ def test_layers_that_wait_outside_the_device_give_the_same_vectors(saved: tuple,
     assert any(parameter.is_meta for parameter in model.text_model.parameters())
     for found, correct in zip(features(model), expected, strict=True):
         torch.testing.assert_close(found, correct, rtol=0, atol=1e-6)
+
+
+def all_but(folder: Path, name_end: str) -> dict[str, str]:
+    """A device map with one module on disk and everything beside the way to it on the CPU."""
+    with torch.device("meta"):
+        model = JinaCLIPModel(JinaCLIPConfig.from_pretrained(folder))
+    target = next(name for name, _ in model.named_modules() if name.endswith(name_end))
+    device_map, here = {target: "disk"}, ""
+    for part in target.split("."):
+        module = model.get_submodule(here)
+        beside = [*dict(module.named_children()), *dict(module.named_parameters(recurse=False))]
+        prefix = here + "." if here else ""
+        device_map |= {prefix + name: "cpu" for name in beside if name != part}
+        here = prefix + part
+    return device_map
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"": "disk"},
+        {"text_model": "disk", "vision_model": "cpu", "logit_scale": "cpu"},
+        {"text_model": "cpu", "vision_model": "disk", "logit_scale": "cpu"},
+        "patch_embed",
+        "word_embeddings",
+        "layers.1",
+        "layers.0.mixer.Wqkv",
+        "blocks.1",
+    ],
+    ids=str,
+)
+def test_weights_that_wait_on_disk_are_fetched(saved: tuple, tmp_path: Path, places: dict | str) -> None:
+    """By nothing but ``device_map``: accelerate's hooks fetch a module's own weights when that module is called."""
+    pytest.importorskip("accelerate")
+    folder, expected = saved
+    device_map = places if isinstance(places, dict) else all_but(folder, places)
+    model = JinaCLIPModel.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "offload")
+    skip_without_hooks(model)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    for found, correct in zip(features(model), expected, strict=True):
+        torch.testing.assert_close(found, correct, rtol=0, atol=1e-6)
+
+
+def skip_without_hooks(model: JinaCLIPModel) -> None:
+    """Old versions of accelerate (1.10) leave a model whose only place is the disk without a way back."""
+    if not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        pytest.skip("this accelerate does not dispatch a model that lies on the disk as a whole")
+
+
+@pytest.mark.parametrize(
+    "places", [{"": "disk"}, {"text_model": "disk", "vision_model": "disk", "logit_scale": "cpu"}], ids=str
+)
+def test_encoding_with_weights_on_disk(golden: Path, tmp_path: Path, places: dict) -> None:
+    pytest.importorskip("accelerate")
+    plain = JinaCLIPModel.from_pretrained(golden / "tiny_model")
+    model = JinaCLIPModel.from_pretrained(golden / "tiny_model", device_map=places, offload_folder=tmp_path / "offload")
+    skip_without_hooks(model)
+    image = golden / "images" / "gray_257x190.png"
+    assert np.abs(model.encode_text(["a cat", "b"]) - plain.encode_text(["a cat", "b"])).max() < 1e-6
+    assert np.abs(model.encode_image(image) - plain.encode_image(image)).max() < 1e-6
 
 
 def test_modules_that_must_not_be_split_are_in_the_model() -> None:

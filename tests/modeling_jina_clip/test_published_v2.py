@@ -1,7 +1,11 @@
 """jina-clip-v2: the published layout, and its text tower against transformers' own Jina Embeddings v3."""
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPTextConfig, JinaCLIPTextModel
@@ -148,3 +152,107 @@ def test_a_task_puts_its_instruction_before_the_text(golden) -> None:
     assert abs(model.encode_text("a cat") - prompted).max() < 1e-6
     with pytest.raises(ValueError, match=r"task='sts' is unknown; this checkpoint has \['retrieval.query'\]"):
         model.encode_text("a cat", task="sts")
+
+
+def tiny_model(**changes) -> JinaCLIPModel:
+    """A whole model with the tower above, and adapters for two tasks."""
+    kwargs = {**TEXT_KWARGS, **TINY, "lora_adaptations": ["other", TASK]}
+    tower = tiny_tower(hf_model_config_kwargs=kwargs, **changes)
+    vision = {"embed_dim": 32, "width": 32, "head_width": 8, "layers": 1, "image_size": 16, "patch_size": 8}
+    model = JinaCLIPModel(JinaCLIPConfig(text_config=tower.config, vision_config=vision)).eval()
+    model.text_model.load_state_dict(tower.state_dict())
+    return model
+
+
+IDS = torch.tensor([[5, 9, 11, 3, 2], [7, 8, 2, 1, 1]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("task", [None, TASK, "other"])
+def test_a_merged_adapter_gives_the_same_vectors(tmp_path: Path, task: str | None) -> None:
+    model = tiny_model(default_lora_task="other" if task == "other" else TASK)
+    expected = model.get_text_features(IDS)
+    base = tiny_model(default_lora_task=None).get_text_features(IDS)
+    assert (expected - base).abs().max() > 1e-3
+    assert not any(isinstance(part, (nn.Linear, nn.Embedding)) for part in model.text_model.modules())
+    count = model.num_parameters()
+    assert model.merge_task_adapter(task) is model
+    assert model.num_parameters() < count
+    torch.testing.assert_close(model.get_text_features(IDS), expected, rtol=0, atol=1e-6)
+    assert model.get_input_embeddings().padding_idx == 1
+    assert model.config.text_config.lora_adaptations is None
+    model.save_pretrained(tmp_path)
+    again = JinaCLIPModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.get_text_features(IDS), expected, rtol=0, atol=1e-6)
+    assert not again.merge_task_adapter().training  # nothing is left to merge, which is no error
+    assert again.config.text_config.task_instructions == {TASK: INSTRUCTION}
+    with pytest.raises(ValueError, match=f"task={TASK!r} has no adapter in this model; it has none"):
+        again.merge_task_adapter(TASK)
+
+
+@torch.no_grad()
+def test_merging_another_task_or_none() -> None:
+    other = tiny_model(default_lora_task="other").get_text_features(IDS)
+    folded = tiny_model().merge_task_adapter("other")
+    torch.testing.assert_close(folded.get_text_features(IDS), other, rtol=0, atol=1e-6)
+    model = tiny_model(default_lora_task=None)
+    plain = model.get_text_features(IDS)
+    torch.testing.assert_close(model.merge_task_adapter().get_text_features(IDS), plain, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"task='sts' has no adapter in this model; it has \['other', 'retrieval"):
+        tiny_model().merge_task_adapter("sts")
+
+
+@torch.no_grad()
+def test_a_merged_adapter_keeps_its_type_and_what_is_frozen() -> None:
+    model = tiny_model().to(torch.bfloat16).requires_grad_(False)
+    expected = model.get_text_features(IDS)
+    model.merge_task_adapter()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert torch.cosine_similarity(model.get_text_features(IDS).float(), expected.float()).min() > 0.999
+
+
+@torch.no_grad()
+def test_weights_on_disk_are_not_merged(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    tiny_model().save_pretrained(tmp_path / "model")
+    model = JinaCLIPModel.from_pretrained(
+        tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    with pytest.raises(ValueError, match="only where the weights are in memory; load without device_map"):
+        model.merge_task_adapter()
+
+
+@torch.no_grad()
+def test_a_quantizer_finds_every_layer_of_a_merged_tower() -> None:
+    model = tiny_model().merge_task_adapter()
+    expected = model.get_text_features(IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert sum("quantized" in type(part).__module__ for part in small.text_model.modules()) >= 4 * 2
+    assert torch.cosine_similarity(small.get_text_features(IDS), expected).min() > 0.99
+
+
+def test_lora_of_peft_finds_and_trains_a_merged_tower(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = tiny_model().merge_task_adapter()
+    with torch.no_grad():
+        expected = model.get_text_features(IDS)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    adapted = {name.partition(".lora_A")[0] for name, _ in tuned.named_parameters() if ".lora_A" in name}
+    ends = {name.rpartition(".")[2] for name in adapted if "text_model" in name}
+    assert ends == {"Wqkv", "out_proj", "fc1", "fc2"}
+    tuned.train()
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        tuned.get_text_features(IDS)[:, 0].sum().backward()
+        optimizer.step()
+    tuned.eval()
+    with torch.no_grad():
+        found = tuned.get_text_features(IDS)
+        assert (found - expected).abs().max() > 1e-3
+        tuned.merge_and_unload().save_pretrained(tmp_path)
+        again = JinaCLIPModel.from_pretrained(tmp_path).get_text_features(IDS)
+    torch.testing.assert_close(again, found, rtol=0, atol=1e-6)

@@ -1,11 +1,17 @@
 """The model card: how to use the model, how it was trained, what it scored, and the scores for the Hub's index."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .card_record import RunRecord, table
 from .errors import HubFolderError
-from .folder import MANIFEST, PLACEHOLDER, REQUIREMENTS, read_json
+from .folder import MANIFEST, PLACEHOLDER, REQUIREMENTS
+from .hub_names import check_base_models, check_languages, check_licence
+
+NOTES = "card_notes.md"
 
 CARD = """---
 {metadata}
@@ -14,7 +20,8 @@ CARD = """---
 # {title}
 
 A Jina CLIP model: one embedding space for texts and images. It searches images by text, texts by image, and texts by
-text. The text tower is a JinaBERT, the image tower an EVA02 vision transformer (arXiv 2405.20204).
+text. The text tower is {text_tower}, the image tower an EVA02 vision transformer
+(arXiv {paper}).{shorter}
 
 | parameters | embedding | image size | longest text | weights |
 |-----------:|----------:|-----------:|-------------:|:--------|
@@ -46,7 +53,7 @@ texts = model.encode_text(["a red circle", "a green square"])
 images = model.encode_image([Image.open("photo.jpg")])
 scores = texts @ images.T
 ```
-{onnx}
+{instructions}{onnx}
 `trust_remote_code` runs the `.py` files of this repository and of no other. Read them, and pin what you read with
 `revision="COMMIT"`. The weights are safetensors; `{manifest}` lists the sha256 of every file.
 
@@ -54,10 +61,14 @@ scores = texts @ images.T
 
 {training}
 
+## Training data
+
+{data}
+
 ## Results
 
 {results}
-
+{notes}
 ## Limits
 
 The model knows what its training data showed it, with that data's gaps and prejudices. Cosines between two texts are
@@ -77,6 +88,25 @@ Weights: {license}. Code (`*.py`): Apache-2.0. Training data keep the licences o
   year = {{2024}}
 }}
 ```
+{second_paper}"""
+
+SECOND_PAPER = """
+```bibtex
+@article{koukounas2024jinaclipv2,
+  title = {jina-clip-v2: Multilingual Multimodal Embeddings for Text and Images},
+  author = {Koukounas, Andreas and Mastrapas, Georgios and Eslami, Sedigheh and Wang, Bo and others},
+  journal = {arXiv preprint arXiv:2412.08802},
+  year = {2024}
+}
+```
+"""
+
+INSTRUCTIONS = """
+Texts may begin with the instruction of a task. With sentence-transformers, `encode_query` and `encode_document` take
+those of search, and `encode(..., prompt_name="TASK")` any; with transformers it is `encode_text(..., task="TASK")`.
+Without one, {default}.
+
+{table}
 """
 
 
@@ -102,6 +132,39 @@ scores = texts @ images.T
 """
 
 
+@dataclass(frozen=True)
+class CardOptions:
+    """What only the author can say; ``build`` explains each.
+
+    Raises:
+        HubFolderError: something the Hub would refuse.
+    """
+
+    license: str = "apache-2.0"
+    license_name: str | None = None
+    license_link: str | None = None
+    language: Sequence[str] = ()
+    base_model: Sequence[str] = ()
+    notes: str = ""
+    onnx: bool = False
+
+    def __post_init__(self) -> None:
+        check_licence(self.license, self.license_name, self.license_link)
+        check_languages(self.language)
+        check_base_models(self.base_model)
+
+
+def read_notes(notes: str | Path | None, checkpoint: Path) -> str:
+    """The author's own words: of the file ``notes``, or of ``card_notes.md`` in the checkpoint if there is one."""
+    path = checkpoint / NOTES if notes is None else Path(notes)
+    if notes is None and not path.is_file():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise HubFolderError(f"notes {str(path)!r} cannot be read ({error}); give a Markdown file in UTF-8") from error
+
+
 def card_snippets(repo_id: str, onnx: bool) -> list[str]:
     """The programs that this package writes into a card."""
     return snippets((CARD + (ONNX if onnx else "")).replace("{repo_id}", repo_id))
@@ -116,86 +179,66 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def card_text(model: Any, processor: Any, title: str, checkpoint: Path, license: str, onnx: bool) -> str:
-    """The model card: the template above, filled from the model and from what the trainer measured and recorded."""
+def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options: CardOptions) -> str:
+    """The model card: the template above, filled from the model, from its run's records, and by its author."""
     from huggingface_hub import ModelCardData
 
-    training, results, evaluations = "The checkpoint has no record of it.", "Nothing was measured.", None
-    try:
-        if (checkpoint / "run.json").is_file():
-            training = _training_text(read_json(checkpoint / "run.json"))
-        if (checkpoint / "metrics.json").is_file():
-            results, evaluations = _results(read_json(checkpoint / "metrics.json")["rows"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HubFolderError(
-            f"metrics.json or run.json in {checkpoint} is not the trainer's ({error!r}); move it away"
-        ) from error
+    record, text = RunRecord(checkpoint, options.base_model), model.config.text_config
+    second = text.position_embedding_type == "rotary"  # the layout of jina-clip-v2
     metadata = ModelCardData(
         model_name=title,
-        license=license,
-        language="en",
+        license=options.license,
+        license_name=options.license_name,
+        license_link=options.license_link,
+        language=_one_or_all(list(options.language) or ["multilingual" if second else "en"]),
+        base_model=_one_or_all(record.base_models),
+        datasets=record.datasets or None,
         library_name="transformers",
         pipeline_tag="feature-extraction",
         tags=["jina-clip", "clip", "sentence-transformers", "image-text-retrieval", "zero-shot-image-classification"]
-        + ["onnx"] * onnx,
-        eval_results=evaluations,
+        + ["onnx"] * options.onnx,
+        eval_results=record.evaluations,
     )
+    dims = ", ".join(map(str, model.config.matryoshka_dimensions or []))
     return CARD.format(
         metadata=metadata.to_yaml(),
         title=title,
+        text_tower="a Jina XLM-RoBERTa with rotary positions" if second else "a JinaBERT",
+        paper="2412.08802" if second else "2405.20204",
+        shorter=f" Embeddings may be cut to their first {dims} numbers (`truncate_dim`)." if dims else "",
         repo_id=PLACEHOLDER,
         manifest=MANIFEST,
-        onnx=ONNX.replace("{repo_id}", PLACEHOLDER) if onnx else "",
+        instructions=_instructions(text),
+        onnx=ONNX.replace("{repo_id}", PLACEHOLDER) if options.onnx else "",
         parameters=model.num_parameters(),
         dimension=model.config.projection_dim,
         image_size=processor.image_processor.size,
-        max_length=min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings),
+        max_length=min(processor.tokenizer.model_max_length, text.max_position_embeddings),
         dtype=str(model.dtype).removeprefix("torch."),
         packages=" ".join(f'"{name}{bound}"' for name, bound in REQUIREMENTS.items()),
-        training=training,
-        results=results,
-        license=license,
+        training=record.training,
+        data=record.data,
+        results=record.results,
+        notes=f"\n## Notes of the author\n\n{options.notes}\n" if options.notes else "",
+        license=_licence_text(options),
+        second_paper=SECOND_PAPER if second else "",
     )
 
 
-def _table(*rows: list[Any]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def _one_or_all(names: list[str]) -> str | list[str] | None:
+    return names[0] if len(names) == 1 else names or None
 
 
-def _training_text(run: dict[str, Any]) -> str:
-    """Recipe, commit and stages of the run as ``run.json`` records them; no paths of the machine."""
-    recipe = run["recipe"]
-    rows = [["stage", "steps", "learning rate", "tokens", "image-text batch", "text batch", "sources"]]
-    for stage in recipe["stages"]:
-        sides = [stage.get(side) or {} for side in ("image_text", "text")]
-        sources = ", ".join(dict.fromkeys(name for side in sides for name in side.get("sources", [])))
-        figures = [stage[key] for key in ("name", "steps", "learning_rate", "max_length")]
-        rows.append([*figures, *(side.get("batch_size", "-") for side in sides), sources])
-    commit = run.get("commit") or "not recorded"
-    return f"Recipe `{recipe['name']}`, seed {recipe['seed']}, commit `{commit}`.\n\n{_table(*rows)}"
+def _licence_text(options: CardOptions) -> str:
+    shown = options.license_name or options.license
+    return f"[{shown}]({options.license_link})" if options.license_link else shown
 
 
-def _results(rows: list[dict[str, Any]]) -> tuple[str, list[Any] | None]:
-    """Table of the measured rows (metrics down, chance, BM25 and stages across), and the last stage for the Hub.
-
-    A metric is named ``task/side_metricK``: ``pairs/t2i_r5`` is the recall at 5 of text-to-image search on pairs.
-    """
-    from huggingface_hub import EvalResult
-
-    columns = sorted(rows, key=lambda row: row["kind"] != "reference")
-    table, evaluations = [["task", "metric", *(row["name"] for row in columns)]], []
-    for name in dict.fromkeys(name for row in rows for name in row["metrics"]):
-        task, _, metric = name.rpartition("/")
-        task = task.replace("_", " ")
-        for short, words in (("t2i_", "text to image "), ("i2t_", "image to text ")):
-            metric = metric.replace(short, words)
-        metric = re.sub(r"\b(r|ndcg)(\d+)$", lambda m: f"{'recall' if m[1] == 'r' else m[1]}@{m[2]}", metric)
-        figures = [row["metrics"].get(name) for row in columns]
-        table.append([task, metric, *("-" if figure is None else f"{100 * figure:.1f}" for figure in figures)])
-        if columns[-1]["kind"] == "stage" and figures[-1] is not None:
-            data = {"dataset_type": task, "dataset_name": task, "metric_name": metric, "metric_value": figures[-1]}
-            kind = metric.split()[-1].replace("@", "_at_")
-            evaluations.append(EvalResult(task_type="retrieval", metric_type=kind, **data))
-    text = f"Percent, on held-out data; the last column is this model.\n\n{_table(*table)}"
-    return text, evaluations or None
+def _instructions(text_config: Any) -> str:
+    """What a model with task instructions needs said; nothing for others."""
+    tasks, default = text_config.task_instructions, text_config.default_instruction_task
+    if not tasks:
+        return ""
+    words = f"texts get that of `{default}`" if default else "texts are embedded as they are"
+    rows = [[f"`{task}`", f"`{instruction}`"] for task, instruction in tasks.items()]
+    return INSTRUCTIONS.format(default=words, table=table(["task", "instruction"], *rows))

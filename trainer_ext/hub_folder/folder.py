@@ -10,6 +10,7 @@ from .errors import HubFolderError
 from .installed import model_package
 from .onnx_export import WEIGHTS_SUFFIX
 from .probe import versions
+from .secrets_scan import find_secret
 
 MANIFEST, STAMP, FORMAT = "manifest.json", ".verified.json", "jina-clip-hub-folder/1"
 HUB_FILE, HUB_CACHE = ".gitattributes", ".cache/huggingface/"  # added by the Hub, and by its client when downloading
@@ -19,20 +20,16 @@ REQUIREMENTS = {"transformers": ">=5.5", "sentence-transformers": ">=5.5.1"}  # 
 
 # Suffixes of formats that run code when they are read, and the first bytes of such files under another name.
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".zip"}
-PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
-SECRETS = re.compile(
-    rb"\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{50,}|\bglpat-[\w-]{20}|\bsk-[\w-]{32,}"
-    rb"|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
-    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----|\b[a-z]+://[^/\s:@\"']+:[^/\s:@\"']{6,}@"
-    rb"|(?i:\b(?:api_?key|secret|passw(?:or)?d|access_token|auth_token)\b[\"']?\s*[:=]\s*[\"'][^\"'\s]{12,}[\"'])"
-)
+ARCHIVE_START = b"PK\x03\x04"
+PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", ARCHIVE_START)
+ENDS = 1 << 20  # of a graph's weights, which are numbers: a text or an archive under that name shows there
 
 
 def folder_files(folder: Path) -> dict[str, Path]:
     """Every file by its name on the Hub, without manifest and stamp. Refuses links, pickles and secrets.
 
-    Of weights only the header is searched for secrets: it is the one part of a safetensors file that is text. The
-    weights of an ONNX graph have none, they are numbers and nothing else.
+    Of weights only the part that could be text is searched for secrets: the header of a safetensors file, both ends of
+    the numbers that lie beside an ONNX graph.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -48,17 +45,27 @@ def folder_files(folder: Path) -> dict[str, Path]:
 
 
 def _refuse_unsafe(name: str, path: Path) -> None:
-    if name.endswith(WEIGHTS_SUFFIX):
-        return
+    is_weights = path.suffix == ".safetensors"
+    is_numbers = name.endswith(WEIGHTS_SUFFIX) and path.with_suffix("").is_file()  # a graph has them
     with path.open("rb") as stream:
         content = stream.read(8)
-        is_weights = path.suffix == ".safetensors"
-        if path.suffix.lower() in PICKLE_SUFFIXES or (not is_weights and content.startswith(PICKLE_STARTS)):
-            raise HubFolderError(f"{name} is a pickle or an archive, which can run code when loaded; remove it")
-        content += stream.read(int.from_bytes(content, "little") if is_weights else -1)
-    if match := SECRETS.search(content):
-        line, start = content[: match.start()].count(b"\n") + 1, match.group()[:6].decode(errors="replace")
-        raise HubFolderError(f"{name}, line {line}, seems to hold a secret ({start}...); remove it, revoke it if real")
+        if is_weights:
+            content += stream.read(int.from_bytes(content, "little"))
+        elif is_numbers:
+            content += stream.read(ENDS)
+            stream.seek(max(stream.tell(), path.stat().st_size - ENDS))
+            content += stream.read()
+        else:
+            content += stream.read()
+    is_pickle = not is_weights and content.startswith(PICKLE_STARTS)
+    if is_numbers and not content.startswith(ARCHIVE_START):  # four bytes of numbers may look like a pickle's
+        is_pickle = is_pickle and content.endswith(b".")
+    if path.suffix.lower() in PICKLE_SUFFIXES or is_pickle:
+        raise HubFolderError(f"{name} is a pickle or an archive, which can run code when loaded; remove it")
+    if found := find_secret(content):
+        raise HubFolderError(
+            f"{name}, line {found[0]}, seems to hold a secret ({found[1]}...); remove it, revoke it if real"
+        )
 
 
 def file_hash(path: Path) -> str:

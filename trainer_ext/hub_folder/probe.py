@@ -32,7 +32,13 @@ def embed_probe(model: Any, processor: Any) -> dict[str, Any]:
     with torch.inference_mode():
         output = model.eval()(**processor(text=texts, images=images, padding=True, return_tensors="pt"))
     found = {"texts": output.text_embeds.numpy(), "images": output.image_embeds.numpy()}
+    found |= {f"task {task}": model.encode_text(texts, task=task) for task in tasks(model)}
     return found | {"encode_text": model.encode_text(texts), "encode_image": model.encode_image(images)}
+
+
+def tasks(model: Any) -> list[str]:
+    """Names of the tasks that the model has instructions for: none in the layout of jina-clip-v1."""
+    return list(model.config.text_config.task_instructions or {})
 
 
 def embed_by_onnx(folder: Path, processor: Any) -> dict[str, Any]:
@@ -118,6 +124,8 @@ def probe(folder: Path, snippets: Path, reply: Path) -> None:
     encoder = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}, **trusted)
     for name, inputs in {"encode_text": texts, "encode_image": images, "mixed": [*texts, *images]}.items():
         arrays[f"SentenceTransformer/{name}"] = encoder.encode(inputs, normalize_embeddings=True)
+    for task in tasks(model):
+        arrays[f"SentenceTransformer/task {task}"] = encoder.encode(texts, prompt_name=task, normalize_embeddings=True)
     classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu", **exact)
     chances = {answer["label"]: answer["score"] for answer in classify(images[0], texts, hypothesis_template="{}")}
     arrays["zero-shot-image-classification/probabilities"] = np.array([chances[text] for text in texts])

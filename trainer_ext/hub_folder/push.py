@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import HubFolderError
 from .folder import (
@@ -19,6 +20,10 @@ from .folder import (
     read_json,
     read_manifest,
 )
+from .secrets_scan import find_secret
+
+# Names of branches and tags that git takes, and refs/pr/N, the Hub's name of a pull request.
+REF_NAME = re.compile(r"(?!.*(?:\.\.|//|\.lock(?:/|$)|\./))[\w][\w./+-]*(?<![./])", re.ASCII)
 
 
 def push(
@@ -42,7 +47,8 @@ def push(
         repo_id: ``name/model``; created if it does not exist.
         private: create it private; an existing public repository is refused.
         create_pr: open a pull request instead of committing.
-        revision: the branch, created if needed; "main" by default.
+        revision: the branch, "main" by default. One that does not exist begins as main is, so that the same rules
+            hold there: main's files of an earlier push that are not needed any more are deleted in the new branch.
         tag: a tag for the new commit, which must not exist yet.
         dry_run: check everything and print the plan, but change nothing.
         force: delete files of the repository that neither this manifest nor an earlier one knows.
@@ -53,27 +59,32 @@ def push(
         raise HubFolderError(f"repo_id {repo_id!r} is not of the form name/model; give both parts")
     if create_pr and tag:
         raise HubFolderError("a pull request has no commit to tag yet; leave out --tag, and tag after merging")
+    for option, name in (("revision", revision), ("tag", tag)):
+        if name is not None and not REF_NAME.fullmatch(name):
+            raise HubFolderError(f"{option} {name!r} is no name that git takes; use letters, digits, '.', '_' and '-'")
     content, branch, api = _verified_content(Path(out).resolve(), repo_id), revision or "main", HfApi()
     with _hub_errors(repo_id):
-        head, remote = _remote_state(api, repo_id, branch, private, tag)
-        stale = sorted(remote - content.keys() - {HUB_FILE})
-        unknown = sorted(set(stale) - _earlier_files(api, repo_id, head, remote))
+        remote = _look(api, repo_id, branch, private, tag)
+        stale = sorted(remote.files - content.keys() - {HUB_FILE})
+        unknown = sorted(set(stale) - _earlier_files(api, repo_id, remote))
         if unknown and not force:
             raise HubFolderError(f"{repo_id} holds other files ({', '.join(unknown)}); delete them with --force")
-        print(f"{len(content)} files to {repo_id}, branch {branch}; deletes {', '.join(stale) or 'nothing'}")
+        new = "" if remote.has_branch or branch == "main" else " (new, from main)"
+        print(f"{len(content)} files to {repo_id}, branch {branch}{new}; deletes {', '.join(stale) or 'nothing'}")
         if dry_run:
             return "dry run: nothing was sent"
-        if head is None:
-            api.create_repo(repo_id, private=private or None, exist_ok=True)
-            if branch != "main":
-                api.create_branch(repo_id, branch=branch, exist_ok=True)
+        if not remote.exists:
+            api.create_repo(repo_id, private=private or None)
+            remote = _look(api, repo_id, branch, private, tag)  # what the Hub put there itself
+        if not remote.has_branch and branch != "main":
+            api.create_branch(repo_id, branch=branch, revision=remote.head)
         commit = api.create_commit(
             repo_id,
             [*(CommitOperationAdd(name, item) for name, item in content.items()), *map(CommitOperationDelete, stale)],
             commit_message="Upload a Jina CLIP model",
             revision=branch,
             create_pr=create_pr,
-            parent_commit=head,  # if somebody else committed since we looked, the Hub refuses
+            parent_commit=remote.head,  # if somebody else committed since we looked, the Hub refuses
         )
         if tag:
             api.create_tag(repo_id, tag=tag, revision=commit.oid)
@@ -90,7 +101,8 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
     except Exception as error:
         # A failed upload wraps the Hub's own answer, which says most.
         answers = [getattr(reason, "server_message", None) for reason in (error, error.__cause__)]
-        reason = " ".join(filter(None, [str(error).strip().partition("\n")[0], *answers]))
+        first = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        reason = " ".join(" ".join(filter(None, [first, *answers])).split())
         raise HubFolderError(
             f"{repo_id}: {reason}; sign in with `hf auth login` if access was refused, else push again "
             "(weights that arrived are not sent twice)"
@@ -105,32 +117,52 @@ def _verified_content(out: Path, repo_id: str) -> dict[str, Path | bytes]:
     if problems := manifest_differences(out):
         raise HubFolderError(f"{out} changed after it was verified ({problems[0]}); build and verify it again")
     files = folder_files(out)
-    card = files["README.md"].read_bytes().replace(manifest["repo_id"].encode(), repo_id.encode())
+    # The whole name alone: `me/clip` is part of `me/clip-base`, too.
+    name = re.compile(rf"(?<![\w./-]){re.escape(manifest['repo_id'])}(?![\w/-]|\.\w)")
+    card = name.sub(repo_id, files["README.md"].read_text(encoding="utf-8")).encode()
     manifest["files"]["README.md"] = hashlib.sha256(card).hexdigest()
-    pushed = json.dumps(manifest | {"repo_id": repo_id}, indent=2) + "\n"
-    return {**files, "README.md": card, MANIFEST: pushed.encode()}
+    if found := find_secret((out / MANIFEST).read_bytes()):
+        raise HubFolderError(f"{MANIFEST}, line {found[0]}, seems to hold a secret; build and verify the folder again")
+    known = {key: manifest.get(key) for key in ("format", "versions", "files")}  # nobody else's words are sent
+    return {**files, "README.md": card, MANIFEST: (json.dumps({"repo_id": repo_id, **known}, indent=2) + "\n").encode()}
 
 
-def _remote_state(api: Any, repo_id: str, branch: str, private: bool, tag: str | None) -> tuple[str | None, set[str]]:
-    """Head commit and file names of the branch; (None, nothing) if there is no such repository or branch yet."""
+class _Remote(NamedTuple):
+    """What a commit on the branch would change: a branch that is not there yet begins as main is."""
+
+    exists: bool = False
+    has_branch: bool = False
+    head: str | None = None
+    files: frozenset[str] = frozenset()
+
+
+def _look(api: Any, repo_id: str, branch: str, private: bool, tag: str | None) -> _Remote:
+    """Head commit and file names of the branch, or of main, which the Hub copies into a new branch."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        if private and not api.model_info(repo_id).private:
-            raise HubFolderError(f"{repo_id} exists and is public; make it private on the Hub or leave out --private")
-        if tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
-            raise HubFolderError(f"{repo_id} has a tag {tag} already; choose another")
-        info = api.model_info(repo_id, revision=branch)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return None, set()
-    return info.sha, {item.rfilename for item in info.siblings or []}
+        main = api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        return _Remote()
+    if private and not main.private:
+        raise HubFolderError(f"{repo_id} exists and is public; make it private on the Hub or leave out --private")
+    if tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
+        raise HubFolderError(f"{repo_id} has a tag {tag} already; choose another")
+    try:
+        found, has_branch = api.model_info(repo_id, revision=branch), True
+    except RevisionNotFoundError:
+        if branch.startswith("refs/"):
+            raise HubFolderError(f"{repo_id} has no {branch}; name a branch, or leave out --revision") from None
+        found, has_branch = main, False
+    return _Remote(True, has_branch, found.sha, frozenset(item.rfilename for item in found.siblings or []))
 
 
-def _earlier_files(api: Any, repo_id: str, head: str | None, remote: set[str]) -> set[str]:
+def _earlier_files(api: Any, repo_id: str, remote: _Remote) -> set[str]:
     """Names of the files that an earlier push put there: those may be replaced without asking."""
-    if MANIFEST not in remote:
+    if MANIFEST not in remote.files:
         return set()
     try:
-        return {MANIFEST, *read_manifest(Path(api.hf_hub_download(repo_id, MANIFEST, revision=head)).parent)["files"]}
+        earlier = Path(api.hf_hub_download(repo_id, MANIFEST, revision=remote.head))
+        return {MANIFEST, *read_manifest(earlier.parent)["files"]}
     except HubFolderError:
         return set()

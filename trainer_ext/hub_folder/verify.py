@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .card import card_snippets, snippets
+from .code_references import foreign_code
 from .folder import MANIFEST, STAMP, file_hash, manifest_differences, read_json, read_manifest, write_json
 from .installed import load_checkpoint, remote_code
 from .onnx_export import TEXT
@@ -34,8 +35,8 @@ def verify(out: str | Path, *, python: str | Path | Sequence[str | Path] = sys.e
     out = Path(out).resolve()
     (out / STAMP).unlink(missing_ok=True)
     checks = {"files are those of the manifest, none is a pickle, none holds a secret": manifest_differences(out)}
-    differ = [path.name for path in remote_code() if file_hash(path) != read_manifest(out)["files"].get(path.name)]
-    checks["remote code is this package's"] = [f"{name} differs from the installed package" for name in differ]
+    checks["remote code is this package's"] = _foreign_files(out)
+    checks["no file names code from elsewhere"] = foreign_code(out)
     # Only then is the folder loaded: code and snippets that run below are the ones of this package.
     if not any(checks.values()):
         checks |= _check_embeddings(out, [python] if isinstance(python, str | Path) else python)
@@ -46,6 +47,15 @@ def verify(out: str | Path, *, python: str | Path | Sequence[str | Path] = sys.e
     if not failures:
         write_json(out / STAMP, {"manifest": file_hash(out / MANIFEST)})
     return failures
+
+
+def _foreign_files(out: Path) -> list[str]:
+    """Programs in the folder that are not the installed package's, whole and to the byte."""
+    listed, own = read_manifest(out)["files"], {path.name: path for path in remote_code()}
+    differ = [f"{name} differs from the installed package" for name in own if file_hash(own[name]) != listed.get(name)]
+    return differ + [
+        f"{name} is no file of the installed package" for name in listed.keys() - own.keys() if ".py" in name
+    ]
 
 
 def _check_embeddings(out: Path, pythons: Sequence[str | Path]) -> dict[str, list[str]]:
@@ -103,7 +113,7 @@ def _compare_elsewhere(out: Path, expected: dict[str, Any], python: str) -> dict
             found = dict(stored)
     checks = {}
     for name, rows in found.items():
-        wanted = expected[name.rpartition("/")[2]]
+        wanted = expected[name.partition("/")[2]]
         gap = np.abs(rows - wanted).max() if rows.shape == wanted.shape else float("nan")
         allowed = ONNX_TOLERANCE if name.startswith("onnxruntime") else TOLERANCE
         wrong = [] if gap <= allowed else [f"{name} differ by {gap:.1e}, allowed are {allowed:.0e}"]
@@ -112,5 +122,7 @@ def _compare_elsewhere(out: Path, expected: dict[str, Any], python: str) -> dict
     shown = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     checks[f"without our packages and without network: {shown}"] = [f"{name} was used" for name in foreign]
     shown = snippets((out / "README.md").read_text(encoding="utf-8"))
-    checks[f"the card's {len(own)} snippets run"] = [] if shown == own else ["README.md shows other snippets"]
+    more = f"; {len(shown) - len(own)} of its author's were not run" if len(shown) > len(own) else ""
+    wrong = [] if shown[: len(own)] == own else ["README.md shows other snippets"]
+    checks[f"the card's {len(own)} snippets run{more}"] = wrong
     return checks
