@@ -54,7 +54,7 @@ ROOMS = [
     "step_parts",
     *["optimization", "arguments", "checkpoints", "run_folder", "stages", "tokenizer_training"],
     *["adapters", "averaging", "sharding", "saving", "tuning", "initial_model"],
-    *["progress", "finite", "health", "source_record", "trainer"],
+    *["progress", "finite", "health", "source_record", "trainer", "failures"],
     *["evaluation_metrics", "evaluation", "evaluation_suites", "baselines", "report_pictures", "report"],
     "__main__",
 ]

@@ -21,13 +21,14 @@ from trainer_ext.data_broken import BrokenRows
 from trainer_ext.data_sources import load_sources
 from trainer_ext.evaluation import Task, evaluate
 from trainer_ext.evaluation_suites import load_suite, picture_task
+from trainer_ext.failures import explain
 from trainer_ext.initial_model import initial_model
 from trainer_ext.recipe import Recipe, load_recipe
 from trainer_ext.report import Report
 from trainer_ext.resources import find_resource
 from trainer_ext.run_folder import RunFolder
 from trainer_ext.stages import finished_stage
-from trainer_ext.trainer import JinaCLIPTrainer, NonFiniteError
+from trainer_ext.trainer import JinaCLIPTrainer
 from trainer_ext.tuning import only_stage
 
 BEFORE_TRAINING = "before training"
@@ -163,18 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"error: interrupted. Go on with --resume --output_dir {options.output_dir}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, NonFiniteError) as error:
-        if options.traceback:
+    except Exception as error:
+        words = None if options.traceback else explain(error, options.output_dir)
+        if words is None:
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"error: {words}", file=sys.stderr)
         return 2
     return 0
-
-
-def _message(error: Exception) -> str:
-    """The error in words; of one that comes from a loader's worker, without the worker's traceback."""
-    text = str(error)
-    return text.strip().splitlines()[-1] if "Original Traceback" in text else text
 
 
 def _quiet(words: str) -> None:

@@ -94,12 +94,14 @@ class RunFolder:
         """Put the finished model into the run's folder itself; ``config.json`` comes last, when the rest is there."""
         partial = partial_path(self.path / "model")
         shutil.rmtree(partial, ignore_errors=True)
-        save(str(partial))
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
-            if path.is_dir():
-                shutil.rmtree(self.path / path.name, ignore_errors=True)
-            os.replace(path, self.path / path.name)
-        partial.rmdir()
+        try:
+            save(str(partial))
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+                if path.is_dir():
+                    shutil.rmtree(self.path / path.name, ignore_errors=True)
+                os.replace(path, self.path / path.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def save_average(self, save: Callable[[str], None]) -> Path:
         """Keep the model with averaged weights, whole or not at all; ``save`` writes it into a folder."""

@@ -67,15 +67,17 @@ class SavingTrainer(Trainer):
         self.args.output_dir = str(staging)
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                if self.average is not None:
+                    self.average.save(staging / target.name)
+                seal(staging / target.name)
+                publish(staging / target.name, target)
         finally:
             self.args.output_dir = str(run)
-        self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():  # when a disk is full, this gives back what the attempt has taken
+                shutil.rmtree(staging, ignore_errors=True)
         if self.is_world_process_zero():
-            if self.average is not None:
-                self.average.save(staging / target.name)
-            seal(staging / target.name)
-            publish(staging / target.name, target)
-            staging.rmdir()
             keep_newest(run, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
