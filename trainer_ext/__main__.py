@@ -6,7 +6,7 @@ One run, one hop a line: recipe, output folder, data, model, trainer, results. U
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.utils import logging
 from trainer_ext.arguments import training_arguments
 from trainer_ext.baselines import bm25, chance
 from trainer_ext.data_broken import BrokenRows
+from trainer_ext.data_mixing import row_count
 from trainer_ext.data_sources import load_sources
 from trainer_ext.evaluation import Task, evaluate
 from trainer_ext.evaluation_suites import load_suite, picture_task
@@ -34,18 +35,25 @@ from trainer_ext.tuning import only_stage
 BEFORE_TRAINING = "before training"
 
 
-class StageRecorder(TrainerCallback):
-    """Claims the folder at the start; at each stage's end adds the report's row and a folder with the whole model."""
+class FolderClaim(TrainerCallback):
+    """Makes the folder this run's when training begins: everything is read and checked by then."""
 
-    def __init__(self, trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None) -> None:
-        self.trainer, self.folder, self.report = trainer, folder, report
+    def __init__(self, folder: RunFolder, setup: Mapping[str, Any]) -> None:
+        self.folder, self.setup = folder, setup
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Everything is read and checked by now: the folder becomes this run's."""
+        """Write ``run.json``."""
         if state.is_world_process_zero:
-            self.folder.claim()
+            self.folder.claim(self.setup)
+
+
+class StageRecorder(TrainerCallback):
+    """At each stage's end adds the report's row and a folder with the whole model."""
+
+    def __init__(self, trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None) -> None:
+        self.trainer, self.folder, self.report = trainer, folder, report
 
     def on_evaluate(
         self,
@@ -100,11 +108,16 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         broken_rows=broken,
         evaluate_fn=partial(_measure, recipe, tasks) if tasks else None,
     )
+    setup = setup_of(trainer)
+    if is_main and options.resume:
+        folder.check_setup(setup, options.allow_recipe_change)
     start = find_resource("models", recipe.model)
     if checkpoint is None and start.is_dir():
         trainer.objective.load(start, strict=False)
     report = start_report(folder, tasks) if tasks and is_main else None
     trainer.add_callback(StageRecorder(trainer, folder, report))
+    # First of all: what other callbacks write into a folder that is not claimed would keep the next try out of it.
+    trainer.callback_handler.callbacks.insert(0, FolderClaim(folder, setup))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     with trainer.whole_model() as whole:
         if is_main:
@@ -117,6 +130,19 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
                 report.shares = trainer.source_record.shares()
                 finish_report(report, whole.to(arguments.device), tasks)
             say(f"the finished model is {folder.path}")
+
+
+def setup_of(trainer: JinaCLIPTrainer) -> dict[str, Any]:
+    """What decides a run's steps beside its recipe: the launcher's part, and the data as they were found.
+
+    A streaming source has None for its rows, which nobody has counted.
+    """
+    return {
+        "processes": trainer.args.world_size,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "device": trainer.args.device.type,
+        "rows": {name: row_count(rows) for name, rows in trainer.train_dataset.items()},
+    }
 
 
 def _measure(recipe: Recipe, tasks: Sequence[Task], model: nn.Module, processor: object) -> dict[str, float]:
