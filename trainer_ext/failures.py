@@ -8,6 +8,7 @@ import errno
 import re
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,16 @@ _SHARED_MEMORY = re.compile(r"shared memory|/torch_\d+|\bshm\b")
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]*)|exited)")
 _LOST = re.compile(r"Connection (?:closed by|reset by) (?:remote )?peer|Broken pipe|Connection refused")
 
+# Trackers by their package, and what most often is amiss.
+_LOGIN = {
+    "wandb": "Log in with `wandb login`, or keep the run here with WANDB_MODE=offline.",
+    "trackio": "Its space needs a network and `hf auth login`; without trackio_space_id it keeps the run here.",
+    **dict.fromkeys(
+        ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "mlflow", "neptune", "swanlab"),
+        "See that its server can be reached and that you are logged in.",
+    ),
+}
+
 
 def explain(error: BaseException, output_dir: str | Path) -> str | None:
     """The error in words; None for one that nobody has foreseen.
@@ -43,6 +54,11 @@ def explain(error: BaseException, output_dir: str | Path) -> str | None:
         words = _shared_memory(cause) or _full_disk(cause, Path(output_dir)) or _lost(cause, Path(output_dir))
         if words is not None:
             return words
+    if (tracker := _tracker(error)) is not None:
+        return (
+            f"report_to names {tracker}, which ends in {type(error).__name__}: {_first_line(error)} {_LOGIN[tracker]} "
+            f"Or leave it out of report_to, and go on with --resume --output_dir {output_dir}"
+        )
     if not isinstance(error, _PLAIN):
         return None
     text = str(error)
@@ -57,6 +73,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.append(error)
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _tracker(error: BaseException) -> str | None:
+    """The experiment tracker that the error comes out of, by the files it went through."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((name.split(".")[0] for name in frames if name.split(".")[0] in _LOGIN), None)
+
+
+def _first_line(error: BaseException) -> str:
+    line = next(iter(str(error).strip().splitlines()), "no reason given").strip()
+    return line if line.endswith(".") else f"{line}."
 
 
 def _full_disk(error: BaseException, output_dir: Path) -> str | None:

@@ -5,6 +5,7 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,35 @@ def test_a_full_disk_behind_another_error_is_found(tmp_path: Path) -> None:
 
 def test_a_fault_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
     assert explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), tmp_path) is None
+
+
+TRACKER = """
+run = config = None
+class UsageError(Exception): ...
+def init(*args, **kwargs):
+    raise UsageError("No API key configured.\\nSecond line")
+"""
+
+
+def test_a_tracker_that_refuses_is_one_line(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of that name on the path, whose ``init`` fails as a real one's does without a login."""
+    (tmp_path / "site" / "trackio").mkdir(parents=True)
+    (tmp_path / "site" / "trackio" / "__init__.py").write_text(TRACKER)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setitem(sys.modules, "trackio", None)  # so that what is imported now is taken out again
+    del sys.modules["trackio"]
+    run = tmp_path / "run"
+    assert command_line.main([str(tiny_recipe), "--output_dir", str(run), "report_to=trackio"]) == 2
+    line = error_line(capsys.readouterr().err)
+    assert line.startswith("error: report_to names trackio, which ends in UsageError: No API key configured. ")
+    assert line.endswith(f"Or leave it out of report_to, and go on with --resume --output_dir {run}")
+
+
+def test_the_tracker_is_known_by_the_code_that_gave_up(tmp_path: Path) -> None:
+    code = {"__name__": "wandb.sdk.wandb_init"}
+    exec(TRACKER, code)
+    with pytest.raises(code["UsageError"]) as caught:
+        code["init"]()
+    assert "Log in with `wandb login`" in str(explain(caught.value, tmp_path))
