@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from accelerate import PartialState
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -130,6 +131,16 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
                 report.shares = trainer.source_record.shares()
                 finish_report(report, whole.to(arguments.device), tasks)
             say(f"the finished model is {folder.path}")
+    leave_together(trainer)
+
+
+def leave_together(trainer: JinaCLIPTrainer) -> None:
+    """Take the group of processes down once all are done: its threads would else outlive the interpreter now and then.
+
+    The main process writes while the others wait, and with it goes the place where they meet: nobody may leave early.
+    """
+    trainer.accelerator.wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 def setup_of(trainer: JinaCLIPTrainer) -> dict[str, Any]:
