@@ -53,8 +53,8 @@ ROOMS = [
     *["distributed", "pairing", "tiled_losses", "pairwise_losses", "losses", "objective", "gradient_cache"],
     "step_parts",
     *["optimization", "arguments", "checkpoints", "run_folder", "stages", "tokenizer_training"],
-    *["adapters", "averaging", "sharding", "saving", "tuning", "initial_model"],
-    *["progress", "finite", "health", "source_record", "trainer"],
+    *["adapters", "averaging", "sharding", "sentence_files", "saving", "tuning", "initial_model"],
+    *["progress", "finite", "health", "source_record", "trainer", "failures"],
     *["evaluation_metrics", "evaluation", "evaluation_suites", "baselines", "report_pictures", "report"],
     "__main__",
 ]

@@ -6,10 +6,11 @@ One run, one hop a line: recipe, output folder, data, model, trainer, results. U
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from accelerate import PartialState
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -18,33 +19,42 @@ from transformers.utils import logging
 from trainer_ext.arguments import training_arguments
 from trainer_ext.baselines import bm25, chance
 from trainer_ext.data_broken import BrokenRows
+from trainer_ext.data_mixing import row_count
 from trainer_ext.data_sources import load_sources
 from trainer_ext.evaluation import Task, evaluate
 from trainer_ext.evaluation_suites import load_suite, picture_task
+from trainer_ext.failures import explain
 from trainer_ext.initial_model import initial_model
 from trainer_ext.recipe import Recipe, load_recipe
 from trainer_ext.report import Report
 from trainer_ext.resources import find_resource
 from trainer_ext.run_folder import RunFolder
 from trainer_ext.stages import finished_stage
-from trainer_ext.trainer import JinaCLIPTrainer, NonFiniteError
+from trainer_ext.trainer import JinaCLIPTrainer
 from trainer_ext.tuning import only_stage
 
 BEFORE_TRAINING = "before training"
 
 
-class StageRecorder(TrainerCallback):
-    """Claims the folder at the start; at each stage's end adds the report's row and a folder with the whole model."""
+class FolderClaim(TrainerCallback):
+    """Makes the folder this run's when training begins: everything is read and checked by then."""
 
-    def __init__(self, trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None) -> None:
-        self.trainer, self.folder, self.report = trainer, folder, report
+    def __init__(self, folder: RunFolder, setup: Mapping[str, Any]) -> None:
+        self.folder, self.setup = folder, setup
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Everything is read and checked by now: the folder becomes this run's."""
+        """Write ``run.json``."""
         if state.is_world_process_zero:
-            self.folder.claim()
+            self.folder.claim(self.setup)
+
+
+class StageRecorder(TrainerCallback):
+    """At each stage's end adds the report's row and a folder with the whole model."""
+
+    def __init__(self, trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None) -> None:
+        self.trainer, self.folder, self.report = trainer, folder, report
 
     def on_evaluate(
         self,
@@ -99,11 +109,16 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         broken_rows=broken,
         evaluate_fn=partial(_measure, recipe, tasks) if tasks else None,
     )
+    setup = setup_of(trainer)
+    if is_main and options.resume:
+        folder.check_setup(setup, options.allow_recipe_change)
     start = find_resource("models", recipe.model)
     if checkpoint is None and start.is_dir():
         trainer.objective.load(start, strict=False)
     report = start_report(folder, tasks) if tasks and is_main else None
     trainer.add_callback(StageRecorder(trainer, folder, report))
+    # First of all: what other callbacks write into a folder that is not claimed would keep the next try out of it.
+    trainer.callback_handler.callbacks.insert(0, FolderClaim(folder, setup))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     with trainer.whole_model() as whole:
         if is_main:
@@ -116,6 +131,29 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
                 report.shares = trainer.source_record.shares()
                 finish_report(report, whole.to(arguments.device), tasks)
             say(f"the finished model is {folder.path}")
+    leave_together(trainer)
+
+
+def leave_together(trainer: JinaCLIPTrainer) -> None:
+    """Take the group of processes down once all are done: its threads would else outlive the interpreter now and then.
+
+    The main process writes while the others wait, and with it goes the place where they meet: nobody may leave early.
+    """
+    trainer.accelerator.wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
+def setup_of(trainer: JinaCLIPTrainer) -> dict[str, Any]:
+    """What decides a run's steps beside its recipe: the launcher's part, and the data as they were found.
+
+    A streaming source has None for its rows, which nobody has counted.
+    """
+    return {
+        "processes": trainer.args.world_size,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "device": trainer.args.device.type,
+        "rows": {name: row_count(rows) for name, rows in trainer.train_dataset.items()},
+    }
 
 
 def _measure(recipe: Recipe, tasks: Sequence[Task], model: nn.Module, processor: object) -> dict[str, float]:
@@ -163,18 +201,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"error: interrupted. Go on with --resume --output_dir {options.output_dir}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, NonFiniteError) as error:
-        if options.traceback:
+    except Exception as error:
+        words = None if options.traceback else explain(error, options.output_dir)
+        if words is None:
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"error: {words}", file=sys.stderr)
         return 2
     return 0
-
-
-def _message(error: Exception) -> str:
-    """The error in words; of one that comes from a loader's worker, without the worker's traceback."""
-    text = str(error)
-    return text.strip().splitlines()[-1] if "Original Traceback" in text else text
 
 
 def _quiet(words: str) -> None:

@@ -8,6 +8,7 @@ forms are saved:
 3. the model folder's ``adapter/`` has the adapter again, for ``PeftModel.from_pretrained`` and ``load_adapter``.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -112,13 +113,22 @@ def merged(model: JinaCLIPModel) -> JinaCLIPModel:
 def save_merged(model: JinaCLIPModel, folder: Path) -> None:
     """Write forms 2 and 3: a whole model folder, and the adapter by itself inside."""
     merged(model).save_pretrained(folder)
-    model.save_pretrained(folder / ADAPTER_FOLDER)
+    _save_layers(model, folder / ADAPTER_FOLDER)
 
 
 def save_adapter(model: JinaCLIPModel, folder: Path) -> None:
     """Write form 1: what was trained, bit for bit, in a folder that PEFT can load."""
-    model.save_pretrained(folder)
+    _save_layers(model, folder)
     save_file({"logit_scale": model.logit_scale.detach().cpu().clone()}, folder / TEMPERATURE_FILE)
+
+
+def _save_layers(model: JinaCLIPModel, folder: Path) -> None:
+    """The adapter in PEFT's format, its layers in order: PEFT keeps them as a set, whose order each process draws."""
+    model.save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 @torch.no_grad()

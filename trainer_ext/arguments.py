@@ -11,6 +11,7 @@ from typing import get_args
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging, strtobool
 
 from trainer_ext.objective import FalseNegatives
@@ -47,8 +48,23 @@ CONTRADICTIONS = {
     "save_only_model": "a run could not be resumed; delete the checkpoints after the run instead",
     "ignore_data_skip": "a resumed run would see other batches than an uninterrupted one",
     "fsdp": _NO_FSDP,
+    "label_smoothing_factor": "it smooths a classifier's labels, and there are none here; the losses would not see it",
+    "neftune_noise_alpha": "it was made for language models that answer, and never tried with embeddings; use dropout",
 }
-
+# What ``report_to`` may name, and where it comes from.
+_PACKAGES = {
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet-ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 
 # Graphs of one model: with and without gradients, texts and images, each stage's patch dropout, batches of one row.
 COMPILED_GRAPHS = 64
@@ -131,6 +147,7 @@ class JinaCLIPTrainingArguments(TrainingArguments):
                 "fp16 needs a GPU: half precision has too little range without its gradient scaler; use bf16"
             )
         super().__post_init__()
+        self._check_integrations()
         if self.torch_compile:
             keep_compiled()
         for name, reason in CONTRADICTIONS.items():
@@ -157,6 +174,16 @@ class JinaCLIPTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; set a number of rows of at least 1, or leave it out")
+
+    def _check_integrations(self) -> None:
+        """See that what ``report_to`` names is installed; the base class asks when the model is made already."""
+        missing = [name for name in self.report_to if name in _PACKAGES]
+        missing = [name for name in missing if missing and name not in get_available_reporting_integrations()]
+        if missing:
+            raise ImportError(
+                f"report_to names {', '.join(missing)}, which cannot be imported; install it with: pip install "
+                f"{' '.join(_PACKAGES[name] for name in missing)}, or leave it out of report_to"
+            )
 
     def _check_sharding(self) -> None:
         """See that nothing else is asked for that needs whole weights, or that was never tried with shares of them."""

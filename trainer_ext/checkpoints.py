@@ -1,12 +1,15 @@
 """Folders that are either whole or not there, and the last whole checkpoint of a run.
 
 1. A folder is written under a hidden temporary name next to its final one.
-2. A checkpoint is sealed: its files are listed with their sizes in ``complete.json``.
+2. A checkpoint is sealed: its files are listed with their sizes and sha256 in ``complete.json``. It takes about a
+   second for each GB, against the time that the flush of step 3 takes anyway, and the same at a resume.
 3. All files are flushed to disk and the folder is renamed. A process killed at any moment leaves the temporary folder,
    never half of a final one.
-4. A resume believes a checkpoint only if the list is there and every size matches.
+4. A resume believes a checkpoint only if the list is there and every size and sha256 matches: torch reads an
+   optimizer with damaged bytes without a word.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SEAL = "complete.json"
 PARTIAL_SUFFIX = ".partial"
@@ -26,24 +30,32 @@ def partial_path(target: Path) -> Path:
 
 
 def seal(folder: Path) -> None:
-    """List the files of ``folder`` with their sizes, in a file of their own that is written last."""
+    """List the files of ``folder`` with their sizes and hashes, in a file of their own that is written last."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    (folder / SEAL).write_text(json.dumps(sizes, indent=1))
+    listed = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in files}
+    (folder / SEAL).write_text(json.dumps(listed, indent=1))
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in words; None when it is whole."""
     try:
-        sizes: dict[str, int] = json.loads((folder / SEAL).read_text())
+        listed: dict[str, Any] = json.loads((folder / SEAL).read_text())
     except (OSError, ValueError):
         return f"it has no readable {SEAL}, so it was never finished"
-    for name, size in sizes.items():
+    for name, told in listed.items():
         path = folder / name
+        size, digest = (
+            (told, None) if isinstance(told, int) else (told["bytes"], told["sha256"])
+        )  # earlier seals: sizes
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        try:
+            if digest is not None and _hash(path) != digest:
+                return f"{name} is damaged: its sha256 is not that of the file that was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
@@ -93,6 +105,11 @@ def last_whole_checkpoint(run: Path, say: Callable[[str], None]) -> Path | None:
             return path
         say(f"skipping {path.name}: {reason}")
     return None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -37,6 +37,8 @@ ACCURACY_BLOCK = 512
 OBJECTIVE_FILE = "objective.safetensors"
 # The bias that SigLIP starts with (arXiv 2303.15343, section 3.2): almost all pairs of a batch are negatives.
 SIGLIP_BIAS = -10.0
+# So far out, the logarithm of a sigmoid is the distance itself, to fp32's last digit, or nothing.
+_FAR = 50.0
 PARTS = {"image_text": ("image", "caption"), "text": ("query", "positive")}
 _IDS = {"image_text": ("image_ids", "text_ids"), "text": ("query_ids", "positive_ids")}
 
@@ -170,8 +172,27 @@ class JointObjective(nn.Module):
         Asked of the losses themselves, which know what is masked. Arguments as for a call.
         """
         same = {name: torch.ones_like(x) for name, x in embeddings.items() if name != "temperature"}
-        _, terms = self(stage, batch, same | {"temperature": embeddings["temperature"]})
-        return {name: value for name, value in terms.items() if name.startswith("loss_")}
+        same["temperature"] = embeddings["temperature"]
+        _, terms = self(stage, batch, same)
+        costs = {name: value for name, value in terms.items() if name.startswith("loss_")}
+        sides = [(name, side) for name, side in stage.sides() if side.loss == "siglip"]
+        return costs | {f"loss_{name}": self._sigmoid_chance(name, side, batch[name], same) for name, side in sides}
+
+    def _sigmoid_chance(
+        self, name: SideName, side: Side, batch: Mapping[str, Tensor], same: Mapping[str, Tensor]
+    ) -> Tensor:
+        """SigLIP's loss for the best score that all pairs have alike: N ln N - (N - 1) ln(N - 1) of N rows, about
+        ln N + 1.
+
+        The bias finds that score within a few steps whatever the vectors are, so the loss at today's bias tells
+        nothing. A score far below or above all others costs its distance for each true pair or each other one.
+        """
+        temperature = self._temperature(name, side, same["temperature"])
+        true, other = (
+            self._contrast(name, side, batch, same, temperature, bias=distance - 1 / temperature)[0] / abs(distance)
+            for distance in (-_FAR, _FAR)
+        )
+        return torch.special.entr(true) + torch.special.entr(other) - torch.special.entr(true + other)
 
     def _temperature(self, name: SideName, side: Side, trained: Tensor) -> float | Tensor:
         if not trains_temperature(name, side):
@@ -185,6 +206,7 @@ class JointObjective(nn.Module):
         batch: Mapping[str, Tensor],
         embeddings: Mapping[str, Tensor],
         temperature: float | Tensor,
+        bias: float | Tensor | None = None,
     ) -> tuple[Tensor, Measured]:
         """A side's own pairs against all others; of all processes' rows, this one answers for its own."""
         own = [embeddings[part] for part in PARTS[name]]
@@ -195,7 +217,7 @@ class JointObjective(nn.Module):
         options = {"temperature": temperature, "rows": shard.rows, "tile_size": self.tile_size}
         options |= self._duplicates(name, side, batch, shard)
         if side.loss == "siglip":
-            loss = partial(siglip, bias=replicated(self.image_text_bias), **options)
+            loss = partial(siglip, bias=replicated(self.image_text_bias) if bias is None else bias, **options)
         else:
             function = info_nce_plus if side.loss == "info_nce_plus" else info_nce
             loss = partial(function, reduction=side.reduction, directions=side.directions, **options)

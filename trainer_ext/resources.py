@@ -69,6 +69,11 @@ def find_resource(kind: Kind, name: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.is_file() or (kind == "models" and (path / "config.json").is_file()):
         return path
+    if kind == "models" and (path / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"{path} holds LoRA's adapters without the weights that they change, such as a checkpoint of a run with "
+            "lora; start from a folder with the updates merged in: the run's stages/N-NAME, or the finished run's own"
+        )
     text = str(name)
     for suffix in _SUFFIXES[kind]:
         candidate = configuration_folder() / kind / (text + suffix)

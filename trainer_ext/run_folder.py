@@ -1,6 +1,6 @@
 """The output folder of a run: whose it is, where it came from, and where its models go.
 
-DIR/run.json            the recipe, the command, the versions and the commit the run was started with
+DIR/run.json            the recipe, the setup, the command, the versions and the commit the run was started with
 DIR/checkpoint-N/       what a resume needs
 DIR/stages/0-NAME/      the whole model as it was at the end of a stage
 DIR/config.json, ...    the finished model; with LoRA also its adapter/
@@ -13,8 +13,9 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainer_ext.checkpoints import last_whole_checkpoint, partial_path, whole_folder
 from trainer_ext.recipe import Recipe, recipe_differences
@@ -61,20 +62,46 @@ class RunFolder:
                 "Undo the change, or accept it with --allow_recipe_change"
             )
 
-    def claim(self) -> None:
-        """Write where the run comes from; a resumed run keeps its origin unless its recipe has changed."""
-        if (self.path / RUN_FILE).is_file() and not recipe_differences(self._started_with(), self.recipe):
-            return
+    def check_setup(self, setup: Mapping[str, Any], allow_change: bool = False) -> None:
+        """See whether a resumed run has what lies outside its recipe and decides its steps as well.
+
+        Args:
+            setup: names and values; those of an inner mapping are compared one by one. What ``run.json`` does not
+                have, because an older version wrote it, is not compared.
+            allow_change: say nothing.
+
+        Raises:
+            ValueError: lists what has changed.
+        """
+        changes = [] if allow_change else self._setup_changes(setup)
+        if changes:
+            raise ValueError(
+                f"{self.path} was started with another setup: {'; '.join(changes)}. It would not go on as the same "
+                "run: undo the change, or accept it with --allow_recipe_change"
+            )
+
+    def claim(self, setup: Mapping[str, Any] | None = None) -> None:
+        """Write where the run comes from; a resumed run keeps its origin unless its recipe or setup has changed."""
+        setup, content = dict(setup or {}), {}
+        claimed = (self.path / RUN_FILE).is_file()
+        if claimed and not recipe_differences(self._started_with(), self.recipe) and not self._setup_changes(setup):
+            content = self._read()
+            if content.get("setup", {}).items() >= setup.items():
+                return
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {
+        origin = {
             "recipe": self.recipe.model_dump(mode="json"),
             "command": self.command,
             "versions": installed_versions(),
             "commit": commit_of(Path(__file__).parent),
         }
+        content = (content or origin) | {"setup": setup}
         partial = partial_path(self.path / RUN_FILE)
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        os.replace(partial, self.path / RUN_FILE)
+        try:
+            partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            os.replace(partial, self.path / RUN_FILE)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def last_checkpoint(self, say: Callable[[str], None]) -> Path | None:
         """The checkpoint to resume from; None, with a message, when there is none that is whole."""
@@ -94,12 +121,14 @@ class RunFolder:
         """Put the finished model into the run's folder itself; ``config.json`` comes last, when the rest is there."""
         partial = partial_path(self.path / "model")
         shutil.rmtree(partial, ignore_errors=True)
-        save(str(partial))
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
-            if path.is_dir():
-                shutil.rmtree(self.path / path.name, ignore_errors=True)
-            os.replace(path, self.path / path.name)
-        partial.rmdir()
+        try:
+            save(str(partial))
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+                if path.is_dir():
+                    shutil.rmtree(self.path / path.name, ignore_errors=True)
+                os.replace(path, self.path / path.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def save_average(self, save: Callable[[str], None]) -> Path:
         """Keep the model with averaged weights, whole or not at all; ``save`` writes it into a folder."""
@@ -118,12 +147,34 @@ class RunFolder:
             )
 
     def _started_with(self) -> Recipe:
-        path = self.path / RUN_FILE
+        return self._readable(lambda: Recipe.model_validate(self._read()["recipe"]))
+
+    def _setup_changes(self, setup: Mapping[str, Any]) -> list[str]:
+        """``name: old -> new`` for each value that ``run.json`` has, too."""
+        if not (self.path / RUN_FILE).is_file():
+            return []
+        old = self._readable(lambda: dict(_flat(self._read().get("setup", {}))))
+        return [f"{name}: {old[name]} -> {value}" for name, value in _flat(setup) if old.get(name, value) != value]
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads((self.path / RUN_FILE).read_text())
+
+    def _readable(self, read: Callable[[], Any]) -> Any:
         try:
-            return Recipe.model_validate(json.loads(path.read_text())["recipe"])
-        except (ValueError, KeyError, TypeError) as error:
+            return read()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path} cannot be read ({reason}); choose another --output_dir") from error
+            raise ValueError(
+                f"{self.path / RUN_FILE} cannot be read ({reason}); choose another --output_dir"
+            ) from error
+
+
+def _flat(setup: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in setup.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
 
 
 def installed_versions() -> dict[str, str]:

@@ -16,10 +16,11 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_jina_clip import JinaCLIPModel
-from trainer_ext.adapters import has_lora, load_adapter, save_adapter, save_merged
+from trainer_ext.adapters import ADAPTER_FOLDER, has_lora, load_adapter, save_adapter, save_merged
 from trainer_ext.averaging import WeightAverage
 from trainer_ext.checkpoints import keep_newest, partial_path, publish, seal
 from trainer_ext.objective import JointObjective
+from trainer_ext.sentence_files import write_sentence_files
 from trainer_ext.sharding import is_sharded, load_optimizer_state, whole_copy, whole_optimizer_state
 
 
@@ -67,15 +68,17 @@ class SavingTrainer(Trainer):
         self.args.output_dir = str(staging)
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                if self.average is not None:
+                    self.average.save(staging / target.name)
+                seal(staging / target.name)
+                publish(staging / target.name, target)
         finally:
             self.args.output_dir = str(run)
-        self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():  # when a disk is full, this gives back what the attempt has taken
+                shutil.rmtree(staging, ignore_errors=True)
         if self.is_world_process_zero():
-            if self.average is not None:
-                self.average.save(staging / target.name)
-            seal(staging / target.name)
-            publish(staging / target.name, target)
-            staging.rmdir()
             keep_newest(run, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -102,6 +105,10 @@ class SavingTrainer(Trainer):
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)
             self.objective.save(folder)
+            write_sentence_files(folder, self.model.config.truncate_dim)
+            if (folder / ADAPTER_FOLDER).is_dir():
+                self.processing_class.save_pretrained(folder / ADAPTER_FOLDER)
+                write_sentence_files(folder / ADAPTER_FOLDER, self.model.config.truncate_dim)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights, and the parameters of the objective."""

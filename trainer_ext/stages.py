@@ -10,18 +10,19 @@ What a boundary changes, and who reads it:
 5. patch dropout: ``StageCallback``, which also asks for a log line, an evaluation and a model folder at the last step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from modeling_jina_clip import JinaCLIPModel
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
 from trainer_ext.losses import clamp_logit_scale_
 from trainer_ext.objective import JointObjective
 from trainer_ext.optimization import stage_at
 from trainer_ext.recipe import Stage
+from trainer_ext.recipe_errors import Problem
 from trainer_ext.recipe_objective import trains_temperature
 
 
@@ -34,6 +35,28 @@ def finished_stage(stages: Sequence[Stage], steps_done: int) -> int | None:
 def image_parameters(model: JinaCLIPModel) -> list[nn.Parameter]:
     """What a text loss cannot reach: the image tower and the trained temperature."""
     return [*model.vision_model.parameters(), model.logit_scale]
+
+
+def image_size_problems(stages: Sequence[Stage], config: JinaCLIPConfig) -> Iterator[Problem]:
+    """The stages whose pictures the image tower could not cut into patches; it would tell at their first step only.
+
+    >>> stage = {"steps": 1, "learning_rate": 1e-3, "max_length": 8}
+    >>> images = {"sources": ["photos"], "batch_size": 4}
+    >>> stages = [Stage(name=str(size), image_size=size, image_text=images, **stage) for size in (224, 230)]
+    >>> [place for place, _ in image_size_problems(stages, JinaCLIPConfig())]
+    ['stages.1.image_size']
+    """
+    patch, trained = config.vision_config.patch_size, config.vision_config.image_size
+    for position, stage in enumerate(stages):
+        size = stage.image_size
+        if size is None or stage.image_text is None or size == trained or (size % patch == 0 and size >= patch):
+            continue
+        near = sorted({max(size // patch, 1) * patch, (size // patch + 1) * patch})
+        yield (
+            f"stages.{position}.image_size",
+            f"{size} px cannot be cut into the model's patches of {patch} px. Use a multiple of {patch}, such as "
+            f"{' or '.join(map(str, near))}, or {trained}, which it was trained with.",
+        )
 
 
 class StageCallback(TrainerCallback):

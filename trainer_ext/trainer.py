@@ -42,7 +42,7 @@ from trainer_ext.recipe_errors import raise_problems
 from trainer_ext.saving import SavingTrainer
 from trainer_ext.sharding import ShardedModel, is_sharded, shard_model, whole_parameter
 from trainer_ext.source_record import SourceRecord
-from trainer_ext.stages import StageCallback, image_parameters
+from trainer_ext.stages import StageCallback, image_parameters, image_size_problems
 from trainer_ext.step_parts import PartEmbedder, chunks_of
 from trainer_ext.tuning import TuningCallback, drop_frozen_gradients, prepare_parts, rest_frozen_towers
 
@@ -255,8 +255,10 @@ class JinaCLIPTrainer(SavingTrainer):
         return metrics
 
     def _check_objective(self) -> None:
-        """See that the losses fit the model and the way it is wrapped."""
-        raise_problems(f"recipe {self.recipe.name}", list(self.recipe.width_problems(self.model.config.projection_dim)))
+        """See that the losses and the pictures fit the model, and the losses the way it is wrapped."""
+        problems = list(self.recipe.width_problems(self.model.config.projection_dim))
+        problems += image_size_problems(self.recipe.stages, self.model.config)
+        raise_problems(f"recipe {self.recipe.name}", problems)
         if self.args.fully_shard and (self.recipe.lora is not None or has_lora(self.model)):
             raise ValueError(
                 f"lora is {self.recipe.lora} and fully_shard is on: adapters are made and saved with whole weights; "

@@ -1,5 +1,6 @@
 """LoRA: what it trains, that it resumes to the same bits, and that its folders load wherever a model is loaded."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,40 @@ def test_loads_as_remote_code(finished: JinaCLIPTrainer, base: Path, tmp_path: P
     found["AutoPeftModel"] = by_name.eval().encode_text(TEXTS)
     for name, value in found.items():
         np.testing.assert_allclose(value, expected, atol=1e-6, err_msg=name)
+
+
+def test_the_runs_own_folders_load_in_sentence_transformers(finished: JinaCLIPTrainer, tmp_path: Path) -> None:
+    """Before anything is built for the Hub, by the same files as there: unit vectors, merged and by the adapter."""
+    expected = vectors(finished.model)
+    folder = folder_of(finished)
+    model = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-6)
+    if TRANSFORMERS >= (5, 6):  # see above
+        model = SentenceTransformer(str(folder / "adapter"), trust_remote_code=True, device="cpu")
+        np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-6)
+    hub = hub_upload.build(folder, tmp_path / "hub")
+    names = [
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "1_Normalize/config.json",
+    ]
+    for name in names:
+        assert json.loads((folder / name).read_text()) == json.loads((hub / name).read_text()), name
+    assert (folder / "custom_st.py").read_bytes() == (hub / "custom_st.py").read_bytes()
+
+
+def test_the_adapters_layers_are_written_in_order(finished: JinaCLIPTrainer) -> None:
+    for folder in (folder_of(finished) / "adapter", Path(finished.args.output_dir) / "checkpoint-2"):
+        names = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+        assert len(names) == 11
+        assert names == sorted(names)
+
+
+def test_adapters_without_their_weights_start_no_run(tiny_recipe: Path, finished: JinaCLIPTrainer) -> None:
+    checkpoint = Path(finished.args.output_dir) / "checkpoint-2"
+    with pytest.raises(FileNotFoundError, match=r"adapters without the weights .* start from .* stages/N-NAME"):
+        load_recipe(tiny_recipe, [f"model={checkpoint}"])
 
 
 # A boundary lies at 3.

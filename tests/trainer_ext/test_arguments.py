@@ -1,6 +1,7 @@
 """What the arguments default to and refuse, and that load_recipe knows the ones said elsewhere."""
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,15 @@ def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
 def test_a_decay_outside_its_range(tmp_path: Path, decay: float) -> None:
     with pytest.raises(ValueError, match=f"ema_decay is {decay}; set a share between 0 and 1"):
         JinaCLIPTrainingArguments(output_dir=str(tmp_path), ema_decay=decay)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:
+    with pytest.raises(ImportError, match=r"report_to names wandb, .*pip install wandb, or leave it out"):
+        JinaCLIPTrainingArguments(output_dir=str(tmp_path), report_to=["tensorboard", "wandb"])
+
+
+@pytest.mark.parametrize(("name", "value"), [("label_smoothing_factor", 0.1), ("neftune_noise_alpha", 5.0)])
+def test_what_has_no_meaning_here_is_refused_with_the_reason(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} cannot be used: it "):
+        JinaCLIPTrainingArguments(output_dir=str(tmp_path), **{name: value})

@@ -1,5 +1,6 @@
 """Folders are whole or not there, and damaged checkpoints are passed over with the reason."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,10 @@ def cut_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"x" * 60)
 
 
+def flip_a_bit(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"x" * 50 + b"y" + b"x" * 49)
+
+
 def drop_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -78,6 +83,7 @@ def cut_seal(folder: Path) -> None:
     ("harm", "reason"),
     [
         (cut_weights, "model.safetensors has 60 bytes instead of 100"),
+        (flip_a_bit, "model.safetensors is damaged: its sha256"),
         (drop_weights, "model.safetensors is missing"),
         (drop_seal, "never finished"),
         (cut_seal, "never finished"),
@@ -92,6 +98,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tmp_path: Path, har
     assert len(said) == 1
     assert "checkpoint-10" in said[0]
     assert reason in said[0]
+
+
+def test_a_seal_of_sizes_alone_is_still_believed(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 9)
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != SEAL}
+    (folder / SEAL).write_text(json.dumps(sizes))
+    assert damage(folder) is None
+    cut_weights(folder)
+    assert "60 bytes instead of 100" in str(damage(folder))
 
 
 def test_a_half_written_checkpoint_is_named(tmp_path: Path) -> None:

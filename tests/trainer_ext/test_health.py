@@ -1,6 +1,5 @@
 """Warnings of real runs: one that learns, one that cannot, one that collapses."""
 
-import logging
 import math
 from pathlib import Path
 
@@ -24,33 +23,64 @@ ONE_STAGE = [
 def warnings_of(
     make_trainer: RunFactory,
     folder: Path,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     *more: str,
 ) -> list[str]:
     monkeypatch.setattr(health, "PATIENCE", 10)
-    with caplog.at_level(logging.WARNING, logger=health.__name__):
-        make_trainer(folder, *ONE_STAGE, *more, dropout=0.0).train()
-    return [record.getMessage() for record in caplog.records if record.name == health.__name__]
+    make_trainer(folder, *ONE_STAGE, *more, dropout=0.0).train()
+    lines = capsys.readouterr().err.splitlines()
+    return [line.removeprefix("warning: ") for line in lines if line.startswith("warning: step ")]
 
 
-def test_a_run_that_learns_is_left_alone(make_trainer, tmp_path, caplog, monkeypatch) -> None:
-    assert warnings_of(make_trainer, tmp_path, caplog, monkeypatch) == []
+def test_a_run_that_learns_is_left_alone(make_trainer, tmp_path, capsys, monkeypatch) -> None:
+    assert warnings_of(make_trainer, tmp_path, capsys, monkeypatch) == []
 
 
-def test_a_loss_that_stays_at_chance(make_trainer, tmp_path, caplog, monkeypatch) -> None:
+def test_a_loss_that_stays_at_chance(make_trainer, tmp_path, capsys, monkeypatch) -> None:
     """A learning rate of almost nothing: untrained vectors guess. Warm-up is not counted, and it is said once."""
-    found = warnings_of(make_trainer, tmp_path, caplog, monkeypatch, "stages.0.learning_rate=1e-12")
+    found = warnings_of(make_trainer, tmp_path, capsys, monkeypatch, "stages.0.learning_rate=1e-12")
     assert len(found) == 2
     for message, side in zip(found, ("image_text", "text"), strict=True):
         assert message.startswith(f"step 15 (stage only): loss_{side} has been ")
         assert f"guessing costs {2 * math.log(8):.3f}" in message
 
 
-def test_a_collapse(make_trainer, tmp_path, caplog, monkeypatch) -> None:
+def test_a_sigmoid_loss_that_stays_at_chance(make_trainer, tmp_path, capsys, monkeypatch) -> None:
+    """The bias alone learns: the loss falls from the start, and stops where all pairs have about the same score."""
+    siglip = "stages.0.image_text={sources: [pictures], batch_size: 8, loss: siglip, temperature: 1.0}"
+    still = ["stages.0.text=null", "stages.0.trainable=[temperature]", "stages.0.learning_rate=1.0", siglip]
+    still += ["stages.0.steps=60"]
+    (message,) = warnings_of(make_trainer, tmp_path / "still", capsys, monkeypatch, *still)
+    assert f"guessing costs {8 * math.log(8) - 7 * math.log(7):.3f}" in message
+    # A small rate: far above chance all the time, on its long way down. (And with one score for all, it collapses.)
+    found = warnings_of(make_trainer, tmp_path / "falls", capsys, monkeypatch, "stages.0.text=null", siglip)
+    assert not any("guessing costs" in message for message in found)
+
+
+def test_each_stage_is_counted_by_itself(make_trainer, tmp_path, capsys, monkeypatch) -> None:
+    """Seven steps at chance in each of two stages are not ten in a row."""
+    stage = ONE_STAGE[0].removeprefix("stages=[").removesuffix("]").replace(f"steps: {STEPS}", "steps: 7")
+    stage = stage.replace("warmup_steps: 5", "warmup_steps: 0").replace("1e-2", "1e-12")
+    both = f"stages=[{stage}, {stage.replace('name: only', 'name: second')}]"
+    assert warnings_of(make_trainer, tmp_path / "two", capsys, monkeypatch, both) == []
+    longer = both.replace("steps: 7", "steps: 11")
+    found = warnings_of(make_trainer, tmp_path / "longer", capsys, monkeypatch, longer)
+    places = [message.split(":")[0] for message in found]
+    assert places == ["step 10 (stage only)"] * 2 + ["step 21 (stage second)"] * 2
+
+
+def test_a_warning_does_not_tear_the_bar(make_trainer, tmp_path, capsys, monkeypatch) -> None:
+    """The bar is taken away before the line, which therefore stands by itself."""
+    slow = ["stages.0.learning_rate=1e-12", "disable_tqdm=false"]
+    found = warnings_of(make_trainer, tmp_path, capsys, monkeypatch, *slow)
+    assert len(found) == 2
+
+
+def test_a_collapse(make_trainer, tmp_path, capsys, monkeypatch) -> None:
     """Steps far too large: weights run away, and every row has the same vector."""
     found = warnings_of(
-        make_trainer, tmp_path, caplog, monkeypatch, "stages.0.learning_rate=3.0", "max_grad_norm=0.0"
+        make_trainer, tmp_path, capsys, monkeypatch, "stages.0.learning_rate=3.0", "max_grad_norm=0.0"
     )  # fmt: skip
     assert any("the vectors of caption are almost the same" in message for message in found)
     assert len(found) == len(set(found))
@@ -77,6 +107,25 @@ def test_chance_is_what_constant_vectors_cost(false_negatives) -> None:
     assert chance["loss_image_text"].item() == pytest.approx(2 * masked[false_negatives] / 4, rel=1e-5)
     assert chance["loss_text"].item() == pytest.approx(math.log(rows + rows * negatives) + math.log(rows), rel=1e-5)
     assert not any(value.requires_grad for value in chance.values())
+
+
+@pytest.mark.parametrize("false_negatives", ["mask", "positive", "keep"])
+def test_chance_of_the_sigmoid_loss_is_its_best_constant_score(false_negatives) -> None:
+    """Against a search over constant scores, where some pairs are masked or true twice."""
+    rows = 4
+    side = Side(sources=["a"], batch_size=rows, loss="siglip")
+    stage = Stage(name="s", steps=1, learning_rate=1.0, max_length=8, image_text=side)
+    batch = {"image_text": {"image_ids": torch.tensor([0, 0, 2, 3]), "text_ids": torch.arange(rows)}}
+    embeddings = {name: torch.ones(rows, 5) for name in ("image", "caption")} | {"temperature": torch.tensor(0.07)}
+    objective = JointObjective(false_negatives=false_negatives, stages=[stage])
+    chance = objective.chance(stage, batch, embeddings)["loss_image_text"].item()
+    costs = []
+    for score in torch.linspace(-4.0, 2.0, 601):
+        objective.image_text_bias.data = score - 1 / 0.07
+        costs.append(objective(stage, batch, embeddings)[0].item())
+    assert min(costs) == pytest.approx(chance, rel=1e-4)
+    if false_negatives == "keep":
+        assert chance == pytest.approx(4 * math.log(4) - 3 * math.log(3), rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])

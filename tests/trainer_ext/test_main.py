@@ -122,6 +122,10 @@ ERRORS = {
     "no such source file": (["sources.0.location=nowhere.parquet"], ["pictures", "nowhere.parquet"]),
     "batch larger than its source": (["stages.0.text.batch_size=10"], ["stages.0.text.batch_size is 10", "9 rows"]),
     "batch that cannot be cut": (["gradient_accumulation_steps=3"], ["batch_size is 4", "multiple of 3"]),
+    "pictures that make no patches": (
+        ["stages.1.image_size=25", "stages.2.image_size=3"],
+        ["stages.1.image_size: 25 px", "such as 24 or 28, or 16", "stages.2.image_size: 3 px", "such as 4, or 16"],
+    ),
     "no such model": (["model=openmojy"], ["openmojy"]),
     "no such tokenizer": (["tokenizer=/nowhere/tokenizer"], ["/nowhere/tokenizer", "check the path"]),
     "preset without tokenizer": (["tokenizer=null"], ["has no tokenizer", "vocab_size"]),

@@ -63,6 +63,18 @@ def test_changed_recipe_is_listed_and_refused_unless_accepted(
         before.check(resume=True)
 
 
+def test_a_changed_setup_is_listed_and_refused_unless_accepted(tmp_path: Path, recipe: Recipe) -> None:
+    folder = RunFolder(tmp_path, recipe, ["first"])
+    folder.claim({"processes": 2, "rows": {"a": 10, "b": None}})
+    folder.check_setup({"processes": 2, "rows": {"a": 10, "b": None}, "new": 1})  # nothing to compare it with
+    changed = {"processes": 4, "rows": {"a": 11, "b": None}}
+    with pytest.raises(ValueError, match=r"another setup: processes: 2 -> 4; rows.a: 10 -> 11\. .*allow_recipe_change"):
+        folder.check_setup(changed)
+    folder.check_setup(changed, allow_change=True)
+    folder.claim(changed)
+    folder.check_setup(changed)
+
+
 def test_unreadable_run_file_is_one_clear_error(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "run.json").write_text('{"recipe": {"name":')
     with pytest.raises(ValueError, match=r"run.json cannot be read"):

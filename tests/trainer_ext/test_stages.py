@@ -7,7 +7,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from tests.trainer_ext.tiny_run import RECIPE, make_model
 from trainer_ext.objective import JointObjective
 from trainer_ext.recipe import Stage
-from trainer_ext.stages import StageCallback, finished_stage, image_parameters
+from trainer_ext.stages import StageCallback, finished_stage, image_parameters, image_size_problems
 
 STAGES = [Stage.model_validate(stage) for stage in RECIPE["stages"]]  # 3, 2 and 3 steps
 
@@ -19,6 +19,19 @@ def arguments(tmp_path) -> TrainingArguments:
 
 def test_a_stage_is_finished_at_its_last_step_only() -> None:
     assert [finished_stage(STAGES, steps) for steps in range(9)] == [None, None, None, 0, None, 1, None, None, 2]
+
+
+def test_sizes_that_the_patches_do_not_divide() -> None:
+    """The trained size passes whatever it is (jina-clip-v2 has 512 px and patches of 14), and so does one not used."""
+    config = make_model().config
+    config.vision_config.patch_size, config.vision_config.image_size = 14, 512
+    sizes = [512, 504, 224, 230, 13, None]
+    stages = [STAGES[0].model_copy(update={"image_size": size}) for size in sizes]
+    stages.append(STAGES[0].model_copy(update={"image_size": 230, "image_text": None}))
+    problems = dict(image_size_problems(stages, config))
+    assert list(problems) == ["stages.3.image_size", "stages.4.image_size"]
+    assert problems["stages.3.image_size"].startswith("230 px cannot be cut into the model's patches of 14 px. ")
+    assert "such as 224 or 238, or 512" in problems["stages.3.image_size"]
 
 
 @pytest.mark.parametrize(("steps", "at_end"), [(2, False), (3, True), (5, True), (7, False), (8, True)])
