@@ -33,6 +33,7 @@ from trainer_ext.data_columns import (
     check_types,
     mapped_columns,
     missing_files,
+    open_image,
     undecodable,
 )
 from trainer_ext.data_files import DataError, Opened, unreadable
@@ -141,7 +142,7 @@ class SourceStream:
             if "image" not in row:
                 break
             try:
-                row["image"] = Image().decode_example(row["image"])
+                row["image"], row["image_label"] = open_image(row["image"])
                 break
             except IMAGE_ERRORS as error:
                 reason = undecodable(row["image"]["path"], error)
