@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
+from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.file_utils import is_local_path
 
 from trainer_ext.data_checks import Fault
@@ -78,11 +79,13 @@ def _nested_names(features: Features) -> list[str]:
 
 def check_types(opened: Opened, features: Features) -> None:
     """The columns, under our names, hold what they must."""
+    # The cells of a CSV file are texts; those that are no numbers are found by their rows.
+    number = _NUMBER + TEXT if isinstance(opened.builder, Csv) else _NUMBER
     wanted = {
         "caption": (TEXT + _TEXTS, "a text or a list of texts"),
         "negatives": (_TEXTS, "a list of texts"),
         "id": (_ID, "a text or a whole number"),
-        "score": (_NUMBER, "a number"),
+        "score": (number, "a number"),
     }
     for ours, feature in features.items():
         if ours == "image":

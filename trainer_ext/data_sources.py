@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from trainer_ext.data_broken import BrokenRow, BrokenRows, over_budget
-from trainer_ext.data_checks import Fault, find_faults
+from trainer_ext.data_checks import Fault, as_numbers, find_faults
 from trainer_ext.data_columns import TEXT, absolute_paths, missing_files, open_image, our_columns, undecodable
 from trainer_ext.data_files import DataError, Opened, locate_row
 from trainer_ext.data_streams import SourceStream
@@ -64,7 +64,7 @@ def load_source(source: Source, broken: BrokenRows | None = None) -> Dataset:
         dataset, faults = _as_images(opened, dataset)
     faults += find_faults(dataset.data, dataset.column_names)
     if not faults:
-        return dataset
+        return _numbered(dataset)
     rows = np.unique(np.concatenate([fault.rows for fault in faults]))
     first = faults[0]
     if len(rows) > source.max_broken_rows:
@@ -76,7 +76,15 @@ def load_source(source: Source, broken: BrokenRows | None = None) -> Dataset:
     if broken is not None:
         broken.found(source, _one_fault_each(source, faults))
     dataset = dataset.add_column(ROW_NUMBER, np.arange(len(dataset)))
-    return dataset.select(np.setdiff1d(np.arange(len(dataset)), rows))
+    return _numbered(dataset.select(np.setdiff1d(np.arange(len(dataset)), rows)))
+
+
+def _numbered(dataset: Dataset) -> Dataset:
+    """Scores that were read as texts become numbers."""
+    if dataset.features.get("score") in TEXT:
+        scores = as_numbers(dataset.with_format("arrow")["score"][:])
+        return dataset.remove_columns("score").add_column("score", scores.to_numpy())
+    return dataset
 
 
 def _one_fault_each(source: Source, faults: Sequence[Fault]) -> Iterator[BrokenRow]:

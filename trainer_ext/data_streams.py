@@ -25,7 +25,7 @@ import pyarrow as pa
 from datasets import ArrowBasedBuilder, Features, Image, IterableDataset
 
 from trainer_ext.data_broken import BrokenRow, BrokenRows
-from trainer_ext.data_checks import find_faults, usual_negatives
+from trainer_ext.data_checks import as_numbers, find_faults, usual_negatives
 from trainer_ext.data_columns import (
     IMAGE_ERRORS,
     TEXT,
@@ -199,7 +199,10 @@ class SourceStream:
         good = self._usable(table, identities)
         order = np.random.default_rng([*self._seed, _ORDER_IN_WINDOW, begin.epoch, begin.window]).permutation(good)
         end = end._replace(position=begin.position + len(order))
-        return _Window(begin, end, table.take(order), identities[order])
+        table = table.take(order)
+        if "score" in table.column_names:
+            table = table.set_column(table.column_names.index("score"), "score", as_numbers(table.column("score")))
+        return _Window(begin, end, table, identities[order])
 
     def _usable(self, table: pa.Table, identities: np.ndarray) -> np.ndarray:
         faults = list(find_faults(table, table.column_names, self._negatives))
