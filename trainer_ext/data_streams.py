@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -238,11 +237,12 @@ class SourceStream:
             if self._arrow:
                 yield from shard.with_format("arrow").iter(_READ_AT_ONCE)
                 return
-            # Formats read row by row have their own order of columns in each batch of tables.
-            rows, features = iter(shard.decode(False)), self._dataset.features
+            # Formats read row by row have their own order of columns in each batch of tables. Iterated by ``iter``, as
+            # in the line above: iter(shard) would deal the shard's rows out to the loader's workers.
+            features = self._dataset.features
             schema = None if features is None else features.arrow_schema
-            while batch := list(islice(rows, min(_READ_AT_ONCE, self._buffer))):
-                yield pa.Table.from_pylist(batch, schema=schema)
+            for batch in shard.decode(False).iter(min(_READ_AT_ONCE, self._buffer)):
+                yield pa.Table.from_pydict(batch, schema=schema)
         except (ValueError, OSError) as error:
             if isinstance(error, DataError):
                 raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.trainer_ext.source_files import (
     pair_source,
@@ -18,6 +19,7 @@ from tests.trainer_ext.source_files import (
 )
 from trainer_ext.data_broken import BrokenRows
 from trainer_ext.data_files import DataError
+from trainer_ext.data_mixing import JointDataset, Key
 from trainer_ext.data_sources import load_source, load_sources
 from trainer_ext.data_streams import SourceStream, StreamRow
 
@@ -59,6 +61,17 @@ def test_every_epoch_holds_every_row_once_in_an_order_of_its_own(tmp_path: Path,
     assert len(set(identities.values())) == ROWS
     assert rows[0].row.keys() == {"query", "positive"}
     assert rows[0].row["positive"] == rows[0].row["query"].replace("question", "answer")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv", "tar"])
+def test_every_worker_reads_the_whole_stream(tmp_path: Path, suffix: str) -> None:
+    """Workers take turns with the steps, so the rows of all of them are those that one process reads alone."""
+    stream = stream_of(tmp_path, suffix)
+    rows = JointDataset([stream.source], {"pairs": stream}, seed=1)
+    steps = [[Key(step, 0, "text", "pairs", 0, 4 * step + n) for n in range(4)] for step in range(2 * ROWS // 4)]
+    alone = [rows.__getitems__(step) for step in steps]
+    assert {row["query"] for step in alone for row in step} == {f"question {n}" for n in range(ROWS)}
+    assert list(DataLoader(rows, batch_sampler=steps, collate_fn=list, num_workers=2)) == alone
 
 
 def test_seed_and_name_decide(tmp_path: Path) -> None:
