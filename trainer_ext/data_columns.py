@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.file_utils import is_local_path
+from PIL.Image import DecompressionBombError
 
 from trainer_ext.data_checks import Fault
 from trainer_ext.data_files import DataError, Opened
@@ -21,8 +22,8 @@ _TEXTS = tuple(List(text) for text in TEXT)
 _ID = (*TEXT, Value("int64"), Value("int32"))
 _NUMBER = tuple(Value(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8"))
 _IMAGE_STORAGE = ("binary", "large_binary")
-# What reading an image that is none can raise.
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError)
+# What reading an image that is none, or that is too large to be one, can raise.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, DecompressionBombError)
 
 
 def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
