@@ -5,6 +5,7 @@ Nothing is downloaded, except for a source that names a data set of the Hub.
 
 import csv
 import glob
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ _SUFFIXES = {
     "webdataset": (".tar",),
     "embedded": (".parquet",),
 }
+# What ``datasets`` raises for files that are not what their format says.
+READ_ERRORS = (ValueError, OSError, DatasetGenerationError, tarfile.ReadError)
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -157,7 +160,7 @@ class Opened:
             self._check_split(list(self.builder.config.data_files or self.builder.info.splits or {}))
         try:
             return self.builder.as_streaming_dataset(split=self.split)
-        except (ValueError, OSError, NotImplementedError) as error:
+        except (*READ_ERRORS, NotImplementedError) as error:
             raise unreadable(self, error) from error
 
     def _check_split(self, splits: Sequence[str]) -> None:
@@ -172,15 +175,22 @@ def prepare(opened: Opened) -> None:
     """Read all files into the cache of ``datasets``."""
     try:
         opened.builder.download_and_prepare()
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except READ_ERRORS as error:
         raise unreadable(opened, error) from error
 
 
-def unreadable(opened: Opened, error: Exception) -> DataError:
-    """What to raise for files that are not what their format says."""
-    detail = " ".join(str(error.__cause__ or error).split())
+def unreadable(opened: Opened, error: Exception, file: str | None = None) -> DataError:
+    """What to raise for files that are not what their format says.
+
+    Args:
+        file: the one that was being read; None where nobody knows.
+    """
+    cause = error.__cause__ or error
+    detail = " ".join(str(cause).split())
+    if isinstance(cause, tarfile.ReadError):
+        detail += ". The file is cut short or damaged: copy or download it again."
     source = opened.source
-    return DataError(f"Source {source.name!r}: {opened.name} cannot be read as {source.format}: {detail}")
+    return DataError(f"Source {source.name!r}: {file or opened.name} cannot be read as {source.format}: {detail}")
 
 
 def locate_row(source: Source, row: int) -> tuple[str, int]:

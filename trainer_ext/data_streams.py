@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import ArrowBasedBuilder, Features, Image, IterableDataset
+from datasets import ArrowBasedBuilder, Features, Image
 
 from trainer_ext.data_broken import BrokenRow, BrokenRows
 from trainer_ext.data_checks import as_numbers, find_faults, usual_negatives
@@ -35,7 +35,7 @@ from trainer_ext.data_columns import (
     open_image,
     undecodable,
 )
-from trainer_ext.data_files import DataError, Opened, unreadable
+from trainer_ext.data_files import READ_ERRORS, DataError, Opened, unreadable
 from trainer_ext.recipe_sources import SHUFFLE_BUFFER, Source
 
 # First words of a stream's seeds; data_mixing has 1 and 2.
@@ -118,7 +118,7 @@ class SourceStream:
         """Columns and types, told by the first rows where the format does not tell them."""
         features = self._dataset.features
         if features is None:
-            first = next(self._tables(self._shard(0), 0), None)
+            first = next(self._tables(0), None)
             if first is None:
                 raise DataError(f"Source {self.source.name!r}: {self._opened.name} holds no rows. Fill it.")
             features = Features.from_arrow_schema(first.schema)
@@ -129,7 +129,7 @@ class SourceStream:
         self._paths = found.get("image") in TEXT
         self._negatives: int | None = None
         if "negatives" in columns:  # the first rows say how many each must have
-            self._negatives = usual_negatives(self._ours(next(self._tables(self._shard(0), 0))))
+            self._negatives = usual_negatives(self._ours(next(self._tables(0))))
 
     # --- windows -------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class SourceStream:
         count, row = 0, mark.row
         for place in range(mark.shard, self._shards):
             shard = int(shards[place])
-            for table in self._tables(self._shard(shard), row):
+            for table in self._tables(shard, row):
                 table = self._ours(table)
                 while len(table):
                     part = table.slice(0, self._buffer - count)
@@ -217,9 +217,7 @@ class SourceStream:
 
     def _broken_row(self, identity: int, column: str, reason: str) -> BrokenRow:
         shard, row = divmod(identity, _SHARD)
-        files = self._opened.files
-        file = files[shard] if len(files) == self._shards else f"{self._opened.name}, shard {shard}"
-        return BrokenRow(self.source.name, file, row, self.source.columns[column], reason)
+        return BrokenRow(self.source.name, self._file(shard), row, self.source.columns[column], reason)
 
     # --- tables --------------------------------------------------------------------------------------------------
 
@@ -227,11 +225,14 @@ class SourceStream:
     def _shards(self) -> int:
         return self._dataset.num_shards
 
-    def _shard(self, index: int) -> IterableDataset:
-        return self._dataset.shard(num_shards=self._shards, index=index)
+    def _file(self, shard: int) -> str:
+        """What a shard is called in messages."""
+        files = self._opened.files
+        return files[shard] if len(files) == self._shards else f"{self._opened.name}, shard {shard}"
 
-    def _tables(self, shard: IterableDataset, skip: int) -> Iterator[pa.Table]:
-        """The shard's rows from ``skip`` on, some at a time, as the data names them."""
+    def _tables(self, number: int, skip: int = 0) -> Iterator[pa.Table]:
+        """A shard's rows from ``skip`` on, some at a time, as the data names them."""
+        shard = self._dataset.shard(num_shards=self._shards, index=number)
         shard = shard.skip(skip) if skip else shard
         try:
             if self._arrow:
@@ -243,10 +244,10 @@ class SourceStream:
             schema = None if features is None else features.arrow_schema
             for batch in shard.decode(False).iter(min(_READ_AT_ONCE, self._buffer)):
                 yield pa.Table.from_pydict(batch, schema=schema)
-        except (ValueError, OSError) as error:
+        except READ_ERRORS as error:
             if isinstance(error, DataError):
                 raise
-            raise unreadable(self._opened, error) from error
+            raise unreadable(self._opened, error, self._file(number)) from error
 
     def _ours(self, table: pa.Table) -> pa.Table:
         """The mapped columns under our names; images as ``datasets`` stores them, with absolute paths."""

@@ -229,6 +229,16 @@ def test_broken_picture_is_replaced_by_the_same_row_everywhere(tmp_path: Path) -
     assert SourceStream(source, 1).read([position])[0].row["caption"] == captions[position]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tar_that_was_cut_is_named(tmp_path: Path, streaming: bool) -> None:
+    [path] = write_pairs(tmp_path / "data", "tar", [30])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 700])
+    columns = {"query": "json.q", "positive": "json.a"}
+    source = pair_source(path, "webdataset", columns=columns, streaming=streaming, max_broken_rows=2)
+    with pytest.raises(DataError, match=r"train-0\.tar cannot be read as webdataset: .* cut short or damaged"):
+        load_sources([source])["pairs"].read(range(30))
+
+
 def test_no_row_can_be_used(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"q": "", "a": "x"}\n' * 3)
