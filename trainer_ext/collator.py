@@ -31,8 +31,8 @@ class JointCollator:
           rows with an ``id``. Negatives are flat, row by row:
           (batch * negatives, tokens). Scored pairs have ``score`` (batch,), float32.
 
-        Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for the same row of
-        the same source). They show which candidates of a batch are no true negatives.
+        Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for pictures of
+        equal content). They show which candidates of a batch are no true negatives.
     """
 
     def __init__(self, processor: Any, stages: Sequence[Stage], seed: int = 0) -> None:
@@ -109,9 +109,8 @@ def _padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
 
 
 def _image_label(row: Row) -> str:
-    """What makes two images the same: their declared id, else being the same row."""
-    key = row["key"]
-    return f"id/{row['id']}" if "id" in row else f"row/{key.source}/{key.index}"
+    """What makes two images the same: their declared id, else their content."""
+    return f"id/{row['id']}" if "id" in row else row["image_label"]
 
 
 def stable_ids(texts: Sequence[str]) -> torch.Tensor:

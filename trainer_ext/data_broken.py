@@ -87,7 +87,9 @@ class BrokenRows:
     def _read(self) -> dict[tuple[str, str, int], BrokenRow]:
         if self._path is None or not self._path.is_file():
             return {}
-        rows = [BrokenRow(**json.loads(line)) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        text = self._path.read_text(encoding="utf-8", errors="replace")
+        # A line that a kill or a full disk cut is none: whoever meets that row again, lists it again.
+        rows = [row for line in text.splitlines() if (row := _listed(line)) is not None]
         return {row[:3]: row for row in rows}
 
     def _append(self, rows: list[BrokenRow]) -> None:
@@ -96,11 +98,21 @@ class BrokenRows:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
         # One write in append mode: lines of several processes follow each other and do not mix.
-        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                lines = "\n" + lines  # behind a line that was cut
             os.write(handle, lines.encode())
         finally:
             os.close(handle)
+
+
+def _listed(line: str) -> BrokenRow | None:
+    try:
+        return BrokenRow(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def over_budget(source: Source, count: int) -> str:

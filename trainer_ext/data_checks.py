@@ -30,6 +30,8 @@ def find_faults(table: pa.Table, columns: Sequence[str], negatives: int | None =
                 yield Fault(rows, column, message)
         if column == "negatives":
             yield from _uneven(values, negatives)
+        if column == "score":
+            yield from _no_numbers(values)
 
 
 def usual_negatives(table: pa.Table) -> int | None:
@@ -81,7 +83,48 @@ def _no_text(chunk: pa.Array) -> np.ndarray:
     return marked
 
 
+def as_numbers(values: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Scores that are written as texts, as numbers; null for those that are none.
+
+    >>> as_numbers(pa.chunked_array([["1.50", "-2e3", "high", " "]])).to_pylist()
+    [1.5, -2000.0, None, None]
+    """
+    if not _is_text(values.type):
+        return values
+    return pa.array([_number(text) for text in values.to_pylist()], pa.float64())
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return pa.types.is_string(type) or pa.types.is_large_string(type)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _no_numbers(values: pa.ChunkedArray) -> Iterator[Fault]:
+    """Scores that are texts and no numbers, value by value."""
+    if not _is_text(values.type):
+        return
+    found: dict[str, list[int]] = {}
+    for row, text in enumerate(values.to_pylist()):
+        number = _number(text)
+        if (text or "").strip() and (number is None or not np.isfinite(number)):
+            found.setdefault(text, []).append(row)
+    for text, rows in found.items():
+        yield Fault(np.array(rows), "score", f"{text!r} is no finite number. Correct it or remove the row.")
+
+
+def _no_id(chunk: pa.Array) -> np.ndarray:
+    return _blank(chunk) if _is_text(chunk.type) else _missing(chunk)
+
+
 def _no_number(chunk: pa.Array) -> np.ndarray:
+    if _is_text(chunk.type):
+        return _blank(chunk)
     return ~pc.fill_null(pc.is_finite(chunk), False).to_numpy(zero_copy_only=False)
 
 
@@ -104,7 +147,7 @@ def _uneven(values: pa.ChunkedArray, usual: int | None) -> Iterator[Fault]:
 _EMPTY = "empty text. Fill it or remove the row."
 _CHECKS: dict[str, list[tuple[Callable[[pa.Array], np.ndarray], str]]] = {
     "image": [(_no_image, "no image: neither bytes nor a path. Fill it or remove the row.")],
-    "id": [(_missing, "no id. Fill it, or take id out of the source's columns.")],
+    "id": [(_no_id, "no id. Fill it, or take id out of the source's columns.")],
     "caption": [(_no_text, _EMPTY)],
     "query": [(_no_text, _EMPTY)],
     "positive": [(_no_text, _EMPTY)],

@@ -1,12 +1,17 @@
 """The data's columns become ours: found by their names, checked for their types, images by path made absolute."""
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.utils.file_utils import is_local_path
+from PIL.Image import DecompressionBombError
 
 from trainer_ext.data_checks import Fault
 from trainer_ext.data_files import DataError, Opened
@@ -17,8 +22,8 @@ _TEXTS = tuple(List(text) for text in TEXT)
 _ID = (*TEXT, Value("int64"), Value("int32"))
 _NUMBER = tuple(Value(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8"))
 _IMAGE_STORAGE = ("binary", "large_binary")
-# What reading an image that is none can raise.
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError)
+# What reading an image that is none, or that is too large to be one, can raise.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, DecompressionBombError)
 
 
 def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
@@ -28,10 +33,16 @@ def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
         if isinstance(dataset.features.get(columns.get("image")), dict):  # else its bytes would become a column
             dataset = dataset.cast_column(columns["image"], Image())
         dataset = dataset.flatten()
-    dataset = dataset.select_columns(list(columns.values()))
-    dataset = dataset.rename_columns({theirs: ours for ours, theirs in columns.items()})
-    check_types(opened, dataset.features)
-    return dataset
+    own: dict[str, str] = {}
+    for ours, theirs in columns.items():
+        own.setdefault(theirs, ours)
+    shared = columns.keys() - own.values()  # an id whose column is another one's, too
+    found = dataset.select_columns(list(own)).rename_columns(own)
+    for ours in shared:
+        twin = dataset.select_columns([columns[ours]]).rename_column(columns[ours], ours)
+        found = concatenate_datasets([found, twin], axis=1)
+    check_types(opened, found.features)
+    return found
 
 
 def mapped_columns(opened: Opened, features: Features) -> dict[str, str]:
@@ -44,7 +55,8 @@ def mapped_columns(opened: Opened, features: Features) -> dict[str, str]:
     names = [*features, *_nested_names(features)]
     columns = dict(source.columns)
     if source.format == "imagefolder" and columns["image"] not in names:
-        columns["image"] = "file_name"  # the column's name on disk, and the one that ``datasets`` gives it, both serve
+        # The column's name on disk, and the one that ``datasets`` gives it, both serve.
+        columns |= {ours: "file_name" for ours, theirs in source.columns.items() if theirs == columns["image"]}
     for ours, theirs in columns.items():
         if theirs not in names:
             close = nearest(theirs, names)
@@ -68,11 +80,13 @@ def _nested_names(features: Features) -> list[str]:
 
 def check_types(opened: Opened, features: Features) -> None:
     """The columns, under our names, hold what they must."""
+    # The cells of a CSV file are texts; those that are no numbers are found by their rows.
+    number = _NUMBER + TEXT if isinstance(opened.builder, Csv) else _NUMBER
     wanted = {
         "caption": (TEXT + _TEXTS, "a text or a list of texts"),
         "negatives": (_TEXTS, "a list of texts"),
         "id": (_ID, "a text or a whole number"),
-        "score": (_NUMBER, "a number"),
+        "score": (number, "a number"),
     }
     for ours, feature in features.items():
         if ours == "image":
@@ -113,6 +127,24 @@ def missing_files(paths: Sequence[str | None]) -> Iterator[Fault]:
             listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if path and name not in listings[folder]:
             yield Fault(np.array([row]), "image", f"no image file {path}. Correct the path or remove the row.")
+
+
+def open_image(stored: Mapping[str, Any]) -> tuple[Any, str]:
+    """An image as ``datasets`` stores it: the picture, and a label that is the same for equal pictures everywhere.
+
+    The label is a hash of the encoded bytes, so rows that repeat a picture are recognised whether it lies in the table,
+    in one file or in two. Only a file that is not on this machine goes by its address.
+
+    Raises:
+        OSError, ValueError, SyntaxError: no such file, or no image.
+    """
+    path, content = stored["path"], stored["bytes"]
+    if content is None and path is not None and is_local_path(path):
+        content = Path(path).read_bytes()
+    picture = Image().decode_example({"path": path, "bytes": content})
+    if content is None:
+        return picture, f"path/{path}"
+    return picture, f"bytes/{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
 def undecodable(path: str | None, error: Exception) -> str:

@@ -3,7 +3,9 @@
 Nothing is downloaded, except for a source that names a data set of the Hub.
 """
 
+import csv
 import glob
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,19 @@ from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
+from datasets.utils.file_utils import xopen
 
 from trainer_ext.recipe_sources import Source
 from trainer_ext.resources import nearest
 
 # Builders are used directly: ``datasets.load_dataset`` reports each use over the network, local files or not.
-# Without keep_default_na a CSV text such as "null" or "NA" would be read as missing.
-_BUILDERS: dict[str, tuple[type[datasets.DatasetBuilder], dict[str, Any]]] = {
-    ".parquet": (Parquet, {}),
-    ".arrow": (Arrow, {}),
-    ".json": (Json, {}),
-    ".jsonl": (Json, {}),
-    ".csv": (Csv, {"keep_default_na": False}),
-    ".tar": (WebDataset, {}),
+_BUILDERS: dict[str, type[datasets.DatasetBuilder]] = {
+    ".parquet": Parquet,
+    ".arrow": Arrow,
+    ".json": Json,
+    ".jsonl": Json,
+    ".csv": Csv,
+    ".tar": WebDataset,
 }
 _SUFFIXES = {
     "parquet": (".parquet",),
@@ -37,6 +39,8 @@ _SUFFIXES = {
     "webdataset": (".tar",),
     "embedded": (".parquet",),
 }
+# What ``datasets`` raises for files that are not what their format says.
+READ_ERRORS = (ValueError, OSError, DatasetGenerationError, tarfile.ReadError)
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -125,7 +129,7 @@ class Opened:
             self.folder = None
         else:
             paths = source_files(source)
-            self.builder, self.split = _local_builder(paths), "train"
+            self.builder, self.split = _local_builder(source, paths), "train"
             self.files = [str(path) for path in paths]
             folders = {path.parent for path in paths}
             self.folder = str(folders.pop().absolute()) if len(folders) == 1 else None
@@ -156,7 +160,7 @@ class Opened:
             self._check_split(list(self.builder.config.data_files or self.builder.info.splits or {}))
         try:
             return self.builder.as_streaming_dataset(split=self.split)
-        except (ValueError, OSError, NotImplementedError) as error:
+        except (*READ_ERRORS, NotImplementedError) as error:
             raise unreadable(self, error) from error
 
     def _check_split(self, splits: Sequence[str]) -> None:
@@ -171,15 +175,22 @@ def prepare(opened: Opened) -> None:
     """Read all files into the cache of ``datasets``."""
     try:
         opened.builder.download_and_prepare()
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except READ_ERRORS as error:
         raise unreadable(opened, error) from error
 
 
-def unreadable(opened: Opened, error: Exception) -> DataError:
-    """What to raise for files that are not what their format says."""
-    detail = " ".join(str(error.__cause__ or error).split())
+def unreadable(opened: Opened, error: Exception, file: str | None = None) -> DataError:
+    """What to raise for files that are not what their format says.
+
+    Args:
+        file: the one that was being read; None where nobody knows.
+    """
+    cause = error.__cause__ or error
+    detail = " ".join(str(cause).split())
+    if isinstance(cause, tarfile.ReadError):
+        detail += ". The file is cut short or damaged: copy or download it again."
     source = opened.source
-    return DataError(f"Source {source.name!r}: {opened.name} cannot be read as {source.format}: {detail}")
+    return DataError(f"Source {source.name!r}: {file or opened.name} cannot be read as {source.format}: {detail}")
 
 
 def locate_row(source: Source, row: int) -> tuple[str, int]:
@@ -188,7 +199,7 @@ def locate_row(source: Source, row: int) -> tuple[str, int]:
         return f"{source.location} at {source.revision}, split {source.split}", row
     files = source_files(source)
     for path in files[:-1]:
-        builder = _local_builder([path])
+        builder = _local_builder(source, [path])
         builder.download_and_prepare()
         rows = builder.info.splits["train"].num_examples
         if row < rows:
@@ -197,17 +208,61 @@ def locate_row(source: Source, row: int) -> tuple[str, int]:
     return str(files[-1]), row
 
 
-def _local_builder(files: Sequence[Path]) -> datasets.DatasetBuilder:
-    builder_class, options = _BUILDERS[files[0].suffix.lower()]
+def _local_builder(source: Source, files: Sequence[Path]) -> datasets.DatasetBuilder:
+    builder = _BUILDERS[files[0].suffix.lower()]
+    options = _csv_options(source, [str(path) for path in files]) if builder is Csv else {}
     # Names are patterns to ``datasets``; escaped, a bracket in a file name is only a bracket.
-    return builder_class(data_files={"train": [glob.escape(str(path.absolute())) for path in files]}, **options)
+    return builder(data_files={"train": [glob.escape(str(path.absolute())) for path in files]}, **options)
 
 
 def _hub_builder(source: Source) -> datasets.DatasetBuilder:
+    def loaded(**options: Any) -> datasets.DatasetBuilder:
+        return datasets.load_dataset_builder(source.location, source.config, revision=source.revision, **options)
+
     try:
-        return datasets.load_dataset_builder(source.location, source.config, revision=source.revision)
+        builder = loaded()
+        if isinstance(builder, Csv):
+            # The first file of each split has to do: a header costs a request, and there may be thousands of files.
+            files = [str(files[0]) for files in builder.config.data_files.values()]
+            if all(file.endswith(".csv") for file in files):  # a compressed one cannot be looked into like this
+                builder = loaded(**_csv_options(source, files))
+        return builder
     except (DatasetNotFoundError, ValueError, OSError) as error:
+        if isinstance(error, DataError):
+            raise
         detail = " ".join(str(error).split())
         raise DataError(
             f"Source {source.name!r}: {source.location} at {source.revision} cannot be read from the Hub: {detail}"
         ) from error
+
+
+def _csv_options(source: Source, files: Sequence[str]) -> dict[str, Any]:
+    """How CSV files are read: every cell is the text that stands there.
+
+    Types that are guessed, block by block, would make 5 of 00005, and refuse a file whose numbers turn into texts later
+    on. Without ``keep_default_na`` a text such as "null" or "NA" would be missing. Scores become numbers in
+    ``data_columns``, where a wrong one is found by its row.
+
+    Raises:
+        DataError: a file without one of the mapped columns that the first file has.
+    """
+    first, *others = [_header(source, file) for file in files]
+    for file, names in zip(files[1:], others, strict=True):
+        for ours, theirs in source.columns.items():
+            if theirs in first and theirs not in names:
+                raise DataError(
+                    f"Source {source.name!r}: {file} has no column {theirs!r} for {ours}, but {files[0]} has. Its"
+                    f" columns are {', '.join(names)}. Rename the column, or make the file a source of its own."
+                )
+    names = [name for name in first if all(name in other for other in others)]
+    return {"keep_default_na": False, "features": datasets.Features(dict.fromkeys(names, datasets.Value("string")))}
+
+
+def _header(source: Source, file: str) -> list[str]:
+    """The names of a CSV file's columns. Of columns without a name, and of the second of one name, none is told."""
+    try:
+        with xopen(file, "r", encoding="utf-8-sig", newline="") as lines:
+            header = next((row for row in csv.reader(lines) if row), [])
+    except (ValueError, OSError, csv.Error) as error:
+        raise DataError(f"Source {source.name!r}: {file} cannot be read as csv: {error}") from error
+    return [name for name in dict.fromkeys(header) if name]

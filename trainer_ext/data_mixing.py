@@ -27,7 +27,7 @@ from torch.utils.data import Dataset, Sampler
 from trainer_ext.data_broken import BrokenRows
 from trainer_ext.data_columns import IMAGE_ERRORS
 from trainer_ext.data_order import Positions, RowOrder
-from trainer_ext.data_sources import Rows, broken_image, read_rows
+from trainer_ext.data_sources import Rows, broken_image, read_rows, undecoded
 from trainer_ext.data_streams import SourceStream
 from trainer_ext.recipe import SIDES, Side, SideName, Source, Stage
 
@@ -234,7 +234,9 @@ class JointDataset(Dataset[Row]):
         self, sources: Sequence[Source], tables: Mapping[str, Rows], seed: int, broken: BrokenRows | None = None
     ) -> None:
         self._sources = {source.name: source for source in sources}
-        self._tables = dict(tables)
+        self._tables = {
+            name: rows if isinstance(rows, SourceStream) else undecoded(rows) for name, rows in tables.items()
+        }
         self._seed = seed
         self._broken = BrokenRows(None) if broken is None else broken
 

@@ -17,8 +17,8 @@ import numpy as np
 from datasets import Dataset, Image
 
 from trainer_ext.data_broken import BrokenRow, BrokenRows, over_budget
-from trainer_ext.data_checks import Fault, find_faults
-from trainer_ext.data_columns import TEXT, absolute_paths, missing_files, our_columns, undecodable
+from trainer_ext.data_checks import Fault, as_numbers, find_faults
+from trainer_ext.data_columns import TEXT, absolute_paths, missing_files, open_image, our_columns, undecodable
 from trainer_ext.data_files import DataError, Opened, locate_row
 from trainer_ext.data_streams import SourceStream
 from trainer_ext.recipe_sources import Source
@@ -64,7 +64,7 @@ def load_source(source: Source, broken: BrokenRows | None = None) -> Dataset:
         dataset, faults = _as_images(opened, dataset)
     faults += find_faults(dataset.data, dataset.column_names)
     if not faults:
-        return dataset
+        return _numbered(dataset)
     rows = np.unique(np.concatenate([fault.rows for fault in faults]))
     first = faults[0]
     if len(rows) > source.max_broken_rows:
@@ -76,7 +76,15 @@ def load_source(source: Source, broken: BrokenRows | None = None) -> Dataset:
     if broken is not None:
         broken.found(source, _one_fault_each(source, faults))
     dataset = dataset.add_column(ROW_NUMBER, np.arange(len(dataset)))
-    return dataset.select(np.setdiff1d(np.arange(len(dataset)), rows))
+    return _numbered(dataset.select(np.setdiff1d(np.arange(len(dataset)), rows)))
+
+
+def _numbered(dataset: Dataset) -> Dataset:
+    """Scores that were read as texts become numbers."""
+    if dataset.features.get("score") in TEXT:
+        scores = as_numbers(dataset.with_format("arrow")["score"][:])
+        return dataset.remove_columns("score").add_column("score", scores.to_numpy())
+    return dataset
 
 
 def _one_fault_each(source: Source, faults: Sequence[Fault]) -> Iterator[BrokenRow]:
@@ -97,19 +105,29 @@ def _broken_row(source: Source, row: int, fault: Fault) -> BrokenRow:
 
 
 def read_rows(source: Source, dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows at ``indices`` of a loaded source, images decoded.
+    """The rows at ``indices`` of a loaded source, images decoded, each with its ``image_label``.
 
     Raises:
         OSError, ValueError, SyntaxError: an image that cannot be decoded; ``broken_image`` says which one.
     """
-    columns = dataset[list(indices)]
+    columns = undecoded(dataset)[list(indices)]
     columns.pop(ROW_NUMBER, None)
+    if isinstance(dataset.features.get("image"), Image):
+        opened = [open_image(stored) for stored in columns["image"]]
+        columns |= {"image": [one[0] for one in opened], "image_label": [one[1] for one in opened]}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def undecoded(dataset: Dataset) -> Dataset:
+    """The dataset with its images as they are stored. Cheap, but not for every batch of a large one."""
+    if getattr(dataset.features.get("image"), "decode", False):
+        return dataset.cast_column("image", Image(decode=False))
+    return dataset
 
 
 def broken_image(source: Source, dataset: Dataset, index: int, error: Exception) -> BrokenRow:
     """The row at ``index``, whose image could not be decoded, as it is listed."""
-    stored = dataset.cast_column("image", Image(decode=False))[index]
+    stored = undecoded(dataset)[index]
     file, number = locate_row(source, stored.get(ROW_NUMBER, index))
     return BrokenRow(source.name, file, number, source.columns["image"], undecodable(stored["image"]["path"], error))
 

@@ -16,16 +16,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import ArrowBasedBuilder, Features, Image, IterableDataset
+from datasets import ArrowBasedBuilder, Features, Image
 
 from trainer_ext.data_broken import BrokenRow, BrokenRows
-from trainer_ext.data_checks import find_faults, usual_negatives
+from trainer_ext.data_checks import as_numbers, find_faults, usual_negatives
 from trainer_ext.data_columns import (
     IMAGE_ERRORS,
     TEXT,
@@ -33,9 +32,10 @@ from trainer_ext.data_columns import (
     check_types,
     mapped_columns,
     missing_files,
+    open_image,
     undecodable,
 )
-from trainer_ext.data_files import DataError, Opened, unreadable
+from trainer_ext.data_files import READ_ERRORS, DataError, Opened, unreadable
 from trainer_ext.recipe_sources import SHUFFLE_BUFFER, Source
 
 # First words of a stream's seeds; data_mixing has 1 and 2.
@@ -118,7 +118,7 @@ class SourceStream:
         """Columns and types, told by the first rows where the format does not tell them."""
         features = self._dataset.features
         if features is None:
-            first = next(self._tables(self._shard(0), 0), None)
+            first = next(self._tables(0), None)
             if first is None:
                 raise DataError(f"Source {self.source.name!r}: {self._opened.name} holds no rows. Fill it.")
             features = Features.from_arrow_schema(first.schema)
@@ -129,7 +129,7 @@ class SourceStream:
         self._paths = found.get("image") in TEXT
         self._negatives: int | None = None
         if "negatives" in columns:  # the first rows say how many each must have
-            self._negatives = usual_negatives(self._ours(next(self._tables(self._shard(0), 0))))
+            self._negatives = usual_negatives(self._ours(next(self._tables(0))))
 
     # --- windows -------------------------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class SourceStream:
             if "image" not in row:
                 break
             try:
-                row["image"] = Image().decode_example(row["image"])
+                row["image"], row["image_label"] = open_image(row["image"])
                 break
             except IMAGE_ERRORS as error:
                 reason = undecodable(row["image"]["path"], error)
@@ -177,7 +177,7 @@ class SourceStream:
         count, row = 0, mark.row
         for place in range(mark.shard, self._shards):
             shard = int(shards[place])
-            for table in self._tables(self._shard(shard), row):
+            for table in self._tables(shard, row):
                 table = self._ours(table)
                 while len(table):
                     part = table.slice(0, self._buffer - count)
@@ -198,7 +198,10 @@ class SourceStream:
         good = self._usable(table, identities)
         order = np.random.default_rng([*self._seed, _ORDER_IN_WINDOW, begin.epoch, begin.window]).permutation(good)
         end = end._replace(position=begin.position + len(order))
-        return _Window(begin, end, table.take(order), identities[order])
+        table = table.take(order)
+        if "score" in table.column_names:
+            table = table.set_column(table.column_names.index("score"), "score", as_numbers(table.column("score")))
+        return _Window(begin, end, table, identities[order])
 
     def _usable(self, table: pa.Table, identities: np.ndarray) -> np.ndarray:
         faults = list(find_faults(table, table.column_names, self._negatives))
@@ -214,9 +217,7 @@ class SourceStream:
 
     def _broken_row(self, identity: int, column: str, reason: str) -> BrokenRow:
         shard, row = divmod(identity, _SHARD)
-        files = self._opened.files
-        file = files[shard] if len(files) == self._shards else f"{self._opened.name}, shard {shard}"
-        return BrokenRow(self.source.name, file, row, self.source.columns[column], reason)
+        return BrokenRow(self.source.name, self._file(shard), row, self.source.columns[column], reason)
 
     # --- tables --------------------------------------------------------------------------------------------------
 
@@ -224,25 +225,29 @@ class SourceStream:
     def _shards(self) -> int:
         return self._dataset.num_shards
 
-    def _shard(self, index: int) -> IterableDataset:
-        return self._dataset.shard(num_shards=self._shards, index=index)
+    def _file(self, shard: int) -> str:
+        """What a shard is called in messages."""
+        files = self._opened.files
+        return files[shard] if len(files) == self._shards else f"{self._opened.name}, shard {shard}"
 
-    def _tables(self, shard: IterableDataset, skip: int) -> Iterator[pa.Table]:
-        """The shard's rows from ``skip`` on, some at a time, as the data names them."""
+    def _tables(self, number: int, skip: int = 0) -> Iterator[pa.Table]:
+        """A shard's rows from ``skip`` on, some at a time, as the data names them."""
+        shard = self._dataset.shard(num_shards=self._shards, index=number)
         shard = shard.skip(skip) if skip else shard
         try:
             if self._arrow:
                 yield from shard.with_format("arrow").iter(_READ_AT_ONCE)
                 return
-            # Formats read row by row have their own order of columns in each batch of tables.
-            rows, features = iter(shard.decode(False)), self._dataset.features
+            # Formats read row by row have their own order of columns in each batch of tables. Iterated by ``iter``, as
+            # in the line above: iter(shard) would deal the shard's rows out to the loader's workers.
+            features = self._dataset.features
             schema = None if features is None else features.arrow_schema
-            while batch := list(islice(rows, min(_READ_AT_ONCE, self._buffer))):
-                yield pa.Table.from_pylist(batch, schema=schema)
-        except (ValueError, OSError) as error:
+            for batch in shard.decode(False).iter(min(_READ_AT_ONCE, self._buffer)):
+                yield pa.Table.from_pydict(batch, schema=schema)
+        except READ_ERRORS as error:
             if isinstance(error, DataError):
                 raise
-            raise unreadable(self._opened, error) from error
+            raise unreadable(self._opened, error, self._file(number)) from error
 
     def _ours(self, table: pa.Table) -> pa.Table:
         """The mapped columns under our names; images as ``datasets`` stores them, with absolute paths."""

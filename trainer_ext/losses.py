@@ -18,10 +18,11 @@ queries, and no process holds the whole matrix. The result is the mean over the 
 (``distributed.Shard`` gives the slice, and the weight for shares of unequal size).
 
 **True pairs that are not own pairs.** ``query_ids`` and ``target_ids`` (int64, one per row) say what is the same:
-target j is true for query i when their queries have the same id (two captions of one image), or when their targets
-have (one text twice), or when ``row_ids`` declares the two pairs to be the same. Such an entry never counts as a
-negative; ``duplicates`` says whether it is left out ("mask") or shares the role of the positive ("positive": mean over
-all positives of -log softmax).
+target j is true for query i when some row of the batch has i's query and j's target. So it is when their queries have
+the same id (two captions of one image), when their targets have (one text twice), and when a third row links them;
+``row_ids`` declare two pairs to be the same, query and target. Such an entry never counts as a negative; ``duplicates``
+says whether it is left out ("mask") or shares the role of the positive ("positive": mean over all positives of -log
+softmax).
 """
 
 import math
@@ -131,7 +132,8 @@ def info_nce_plus(
     Args:
         queries: (k, dim). positives: (k, dim). negatives: (k, m, dim).
         target_ids: (k,) int64, ids of the positives. negative_ids: (k, m) int64, from the same name space: a hard
-            negative equal to a query's own positive is left out for that query, whatever ``duplicates`` says.
+            negative equal to a positive of this query, its own or that of another row, is left out for that query,
+            whatever ``duplicates`` says.
 
     The other arguments are those of ``info_nce``. With identical vectors the forward direction chooses among
     k + k m candidates and the backward direction among k:
@@ -229,22 +231,25 @@ def _softmax_loss(
     check_tile_size(tile_size)
     scale = inverse_temperature(temperature, queries)
 
-    def contrast(rows: Tensor, columns: Tensor, extra: Tensor | None = None, column_term: bool = False) -> Tensor:
+    def contrast(
+        rows: Tensor, columns: Tensor, pairing: Pairing, extra: Tensor | None = None, column_term: bool = False
+    ) -> Tensor:
         if tile_size is None:
             return plain_contrast(rows, columns, extra, scale, pairing, column_term)
         return tiled_contrast(rows, columns, extra, scale, pairing, column_term, tile_size)
 
     own = pairing.rows
     if directions == "forward":
-        return contrast(queries[own], targets, extra)
+        return contrast(queries[own], targets, pairing, extra)
     if directions == "backward":
-        return contrast(targets[own], queries)
+        return contrast(targets[own], queries, pairing.transposed())
     if directions != "both":
         raise ValueError(f"directions {directions!r} must be 'both', 'forward' or 'backward'.")
     if own == slice(0, len(queries)):
-        total = contrast(queries, targets, extra, column_term=True)
+        total = contrast(queries, targets, pairing, extra, column_term=True)
     else:
-        total = contrast(queries[own], targets, extra) + contrast(targets[own], queries)
+        total = contrast(queries[own], targets, pairing, extra)
+        total = total + contrast(targets[own], queries, pairing.transposed())
     return total / 2 if reduction == "mean" else total
 
 

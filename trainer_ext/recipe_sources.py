@@ -12,7 +12,8 @@ from trainer_ext.resources import nearest
 Task = Literal["image-text", "text-pair", "triplet", "scored-pair"]
 Format = Literal["parquet", "arrow", "json", "csv", "imagefolder", "webdataset", "hub", "embedded"]
 
-# Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates).
+# Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates), and is the
+# only one that may share its column with another.
 TASK_COLUMNS: dict[Task, tuple[frozenset[str], frozenset[str]]] = {
     "image-text": (frozenset({"image", "caption"}), frozenset({"id"})),
     "text-pair": (frozenset({"query", "positive"}), frozenset({"id"})),
@@ -100,9 +101,10 @@ def _column_problems(source: Source) -> Iterator[Problem]:
         hint = f" Did you mean {close!r}?" if close else ""
         names = ", ".join(sorted(required | optional))
         yield f"columns.{name}", f"task {source.task} has no such column.{hint} Its columns are {names}."
-    theirs = list(source.columns.values())
+    # An id may well be the picture's path or a text: rows with the same one are then duplicates.
+    theirs = [column for name, column in source.columns.items() if name != "id"]
     for name, column in source.columns.items():
-        if theirs.count(column) > 1:
+        if name != "id" and theirs.count(column) > 1:
             yield f"columns.{name}", f"column {column!r} is mapped twice. Map another one."
     for name in sorted(required - source.columns.keys()):
         yield f"columns.{name}", f"is required by task {source.task}. Add it: {name}: THE DATA'S COLUMN NAME."

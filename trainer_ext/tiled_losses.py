@@ -79,6 +79,7 @@ class _TiledContrast(torch.autograd.Function):
         row_lse = u.norms.new_full((len(u),), -torch.inf)
         column_lse = v.norms.new_full((len(v),), -torch.inf) if column_term else None
         counts = u.norms.new_zeros(len(u)) if pairing.multi_positive and pairing.ids else None
+        column_counts = v.norms.new_zeros(len(v)) if column_term and counts is not None else None
         own = u.norms.new_zeros(len(u))  # logit of the own column, or the mean over all positives of the row
         column_own = v.norms.new_zeros(len(v)) if column_term and counts is not None else own
 
@@ -90,10 +91,11 @@ class _TiledContrast(torch.autograd.Function):
                 logits = scaled @ v[j].T  # (1)
                 positives = pairing.positives(i, j)
                 if positives is not None:
-                    counts[i] += positives.sum(dim=1)  # the relation is symmetric: also the counts of the columns
+                    counts[i] += positives.sum(dim=1)
                     true_logits = torch.where(positives, logits, 0.0)
                     own[i] += true_logits.sum(dim=1)
                     if column_term:
+                        column_counts[j] += positives.sum(dim=0)
                         column_own[j] += true_logits.sum(dim=0)
                 _leave_out(logits, pairing.left_out(i, j))
                 row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(dim=1))
@@ -106,9 +108,9 @@ class _TiledContrast(torch.autograd.Function):
         if counts is not None:
             own /= counts
             if column_term:
-                column_own /= counts
+                column_own /= column_counts
 
-        ctx.save_for_backward(rows, columns, extra, scale, row_lse, column_lse, counts)
+        ctx.save_for_backward(rows, columns, extra, scale, row_lse, column_lse, counts, column_counts)
         ctx.pairing, ctx.tile_size = pairing, tile_size
         total = (row_lse - own).sum() + ((column_lse - column_own).sum() if column_term else 0.0)
         return total / max(len(u), 1)
@@ -122,7 +124,7 @@ class _TiledContrast(torch.autograd.Function):
 
 def _gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of what ``_TiledContrast.forward`` was given, None where nobody wants one."""
-    rows, columns, extra, scale, row_lse, column_lse, counts = ctx.saved_tensors
+    rows, columns, extra, scale, row_lse, column_lse, counts, column_counts = ctx.saved_tensors
     pairing, tile_size, dtype = ctx.pairing, ctx.tile_size, row_lse.dtype
     u, v = _Units(rows, dtype), _Units(columns, dtype)
     terms = 1 if column_lse is None else 2
@@ -148,7 +150,9 @@ def _gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
                     grad_logits += logits.sub_(other_lse[j]).exp_()
                 positives = pairing.positives(i, j) if others is v else None
                 if positives is not None:
-                    share = 1.0 / counts[i, None] if column_lse is None else 1.0 / counts[i, None] + 1.0 / counts[j]
+                    share = 1.0 / counts[i, None]
+                    if column_counts is not None:
+                        share = share + 1.0 / column_counts[j]
                     grad_logits -= positives * share
                 grad_unit.addmm_(grad_logits, other)
                 if grad_others is not None:

@@ -37,7 +37,8 @@ def key(side: str, index: int, stage: int = 0, source: str = "s") -> Key:
 
 def image_row(index: int, caption: str, stage: int = 0, **more: Any) -> dict[str, Any]:
     picture = Image.new("RGB", (20, 30 + index), (index, 0, 0))
-    return {"image": picture, "caption": caption, "key": key("image_text", index, stage, "photos"), **more}
+    row = {"image": picture, "image_label": f"bytes/{index}", "caption": caption}
+    return {**row, "key": key("image_text", index, stage, "photos"), **more}
 
 
 def pair_row(index: int, query: str, positive: str, stage: int = 0, **more: Any) -> dict[str, Any]:
@@ -139,8 +140,8 @@ def test_ids_of_text_rows_declare_duplicates(processor: JinaCLIPProcessor) -> No
     assert "row_ids" not in JointCollator(processor, stages())([pair_row(0, "a", "b")])["text"]
 
 
-def test_images_without_ids_are_themselves(processor: JinaCLIPProcessor) -> None:
-    rows = [image_row(index, "a") for index in (0, 1, 0)]
+def test_images_without_ids_are_their_content(processor: JinaCLIPProcessor) -> None:
+    rows = [image_row(index, "a", image_label=label) for index, label in enumerate(["bytes/1", "bytes/2", "bytes/1"])]
     ids = JointCollator(processor, stages())(rows)["image_text"]["image_ids"]
     assert ids[0] == ids[2] != ids[1]
 

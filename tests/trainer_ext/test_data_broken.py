@@ -1,14 +1,17 @@
 """Rows that cannot be used: within the budget they are left out, listed and replaced the same way everywhere."""
 
 import json
+import struct
+import zlib
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, Image
 from torch.utils.data import DataLoader
 
-from tests.trainer_ext.source_files import pair_source, picture_source, write_pictures
+from tests.trainer_ext.source_files import pair_source, picture_source, png, write_pictures
 from trainer_ext.data_broken import BrokenRow, BrokenRows
 from trainer_ext.data_files import DataError
 from trainer_ext.data_mixing import JointBatchPlan, JointDataset, Key
@@ -123,6 +126,47 @@ def test_resumed_list_goes_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 7, column 'image'.* 2 rows of the source cannot be used, but its max_b"):
         rows[keys[7]]
     assert [row["row"] for row in listed(tmp_path / "broken.jsonl")] == [3, 7]  # the one that ended the run, too
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes that says it is 60,000 pixels wide and high."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(100))), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_picture_that_is_too_large_to_decode_counts_like_a_broken_one(tmp_path: Path, streaming: bool) -> None:
+    stored = [{"bytes": bomb() if n == 3 else png(n), "path": None} for n in range(6)]
+    table = Dataset.from_dict({"image": stored, "text": [f"shade {n}" for n in range(6)]})
+    table.cast_column("image", Image()).to_parquet(tmp_path / "rows.parquet")
+    keys = [Key(0, 0, "image_text", "pictures", 0, index) for index in range(6)]
+    for budget in (0, 1):
+        source = picture_source(tmp_path / "rows.parquet", streaming=streaming, max_broken_rows=budget)
+        rows = JointDataset([source], load_sources([source]), seed=1)
+        if budget:
+            assert "shade 3" not in {row["caption"] for row in rows.__getitems__(keys)}
+        else:
+            with pytest.raises(DataError, match=r"row 3, column 'image': the image .* exceeds limit"):
+                rows.__getitems__(keys)
+
+
+@pytest.mark.parametrize("torn", [b'{"source": "pictures", "file": "x", "ro', b'{"source": "\xc3', b"[1]"])
+def test_torn_line_is_no_row_and_spoils_no_other(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "broken.jsonl"
+    source = pair_source("x", "csv", max_broken_rows=2)
+    BrokenRows(path).add(source, BrokenRow("pairs", "x.csv", 1, "q", "empty"))
+    with path.open("ab") as file:
+        file.write(torn)
+    again = BrokenRows(path)
+    assert again.counts() == {"pairs": 1}
+    again.add(source, BrokenRow("pairs", "x.csv", 5, "q", "empty"))
+    with pytest.raises(DataError, match="3 rows"):
+        BrokenRows(path).add(source, BrokenRow("pairs", "x.csv", 7, "q", "empty"))
 
 
 def _add_many(path: Path, first: int) -> None:

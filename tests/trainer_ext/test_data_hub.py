@@ -36,6 +36,7 @@ for settings in json.load(sys.stdin):
         for row in found:
             if "image" in row:
                 row["image"] = row["image"].getpixel((0, 0))[0]
+                row.pop("image_label", None)
         answers.append(found)
     except DataError as error:
         answers.append(str(error))
@@ -77,7 +78,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LoopbackHub,
         first = server.add_dataset("me/things", files)
         second = server.add_dataset("me/things", files | {"plain/train-0.jsonl": lines(pairs(50, 3))})
         third = server.add_dataset("me/pictures", {"train-0.tar": tar.read_bytes()})
-        yield server, [first, second, third]
+        csv = {"train.csv": b"q,a\n00005,TRUE\n1.50,null\n7,x\n8,y\n9,z\n", "test.csv": b"q,a,other\n1,2,3\n"}
+        fourth = server.add_dataset("me/table", csv)
+        yield server, [first, second, third, fourth]
 
 
 def read(server: LoopbackHub, folder: Path, sources: list[dict[str, Any]]) -> list[Any]:
@@ -98,7 +101,7 @@ def of_hub(revision: str, config: str = "plain", **changes: Any) -> dict[str, An
 
 
 def test_data_sets_are_read_at_their_commit(hub: tuple[LoopbackHub, list[str]], tmp_path: Path) -> None:
-    server, [first, second, third] = hub
+    server, [first, second, third, fourth] = hub
     place = {"location": "me/pictures", "config": None}
     pictures = of_hub(third) | place | {"task": "image-text", "columns": {"image": "png", "caption": "txt"}}
     answers = read(
@@ -116,6 +119,8 @@ def test_data_sets_are_read_at_their_commit(hub: tuple[LoopbackHub, list[str]], 
             of_hub(first, "plane"),
             of_hub("0" * 40),
             of_hub(first, columns={"query": "question", "positive": "a"}),
+            of_hub(fourth) | {"location": "me/table", "config": None},
+            of_hub(fourth, streaming=True) | {"location": "me/table", "config": None},
         ],
     )
     expected = [[{"query": f"question {n}", "positive": f"answer {n}"} for n in numbers]
@@ -130,6 +135,9 @@ def test_data_sets_are_read_at_their_commit(hub: tuple[LoopbackHub, list[str]], 
     assert answers[8].startswith(f"{place} cannot be read from the Hub: BuilderConfig 'plane' not found.")
     assert answers[9].startswith(f"Source 'pairs': me/things at {'0' * 40} cannot be read from the Hub: ")
     assert answers[10].startswith(f"{place} has no column 'question' for query. ")
+    cells = [("00005", "TRUE"), ("1.50", "null"), ("7", "x"), ("8", "y"), ("9", "z")]
+    for rows in answers[11:]:
+        assert sorted((row["query"], row["positive"]) for row in rows) == cells
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.trainer_ext.source_files import (
     pair_source,
@@ -18,6 +19,7 @@ from tests.trainer_ext.source_files import (
 )
 from trainer_ext.data_broken import BrokenRows
 from trainer_ext.data_files import DataError
+from trainer_ext.data_mixing import JointDataset, Key
 from trainer_ext.data_sources import load_source, load_sources
 from trainer_ext.data_streams import SourceStream, StreamRow
 
@@ -59,6 +61,17 @@ def test_every_epoch_holds_every_row_once_in_an_order_of_its_own(tmp_path: Path,
     assert len(set(identities.values())) == ROWS
     assert rows[0].row.keys() == {"query", "positive"}
     assert rows[0].row["positive"] == rows[0].row["query"].replace("question", "answer")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv", "tar"])
+def test_every_worker_reads_the_whole_stream(tmp_path: Path, suffix: str) -> None:
+    """Workers take turns with the steps, so the rows of all of them are those that one process reads alone."""
+    stream = stream_of(tmp_path, suffix)
+    rows = JointDataset([stream.source], {"pairs": stream}, seed=1)
+    steps = [[Key(step, 0, "text", "pairs", 0, 4 * step + n) for n in range(4)] for step in range(2 * ROWS // 4)]
+    alone = [rows.__getitems__(step) for step in steps]
+    assert {row["query"] for step in alone for row in step} == {f"question {n}" for n in range(ROWS)}
+    assert list(DataLoader(rows, batch_sampler=steps, collate_fn=list, num_workers=2)) == alone
 
 
 def test_seed_and_name_decide(tmp_path: Path) -> None:
@@ -214,6 +227,16 @@ def test_broken_picture_is_replaced_by_the_same_row_everywhere(tmp_path: Path) -
     assert "shade 4" not in captions
     [position] = [n for n in range(6) if captions.count(captions[n]) == 2 and captions.index(captions[n]) < n] or [0]
     assert SourceStream(source, 1).read([position])[0].row["caption"] == captions[position]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tar_that_was_cut_is_named(tmp_path: Path, streaming: bool) -> None:
+    [path] = write_pairs(tmp_path / "data", "tar", [30])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 700])
+    columns = {"query": "json.q", "positive": "json.a"}
+    source = pair_source(path, "webdataset", columns=columns, streaming=streaming, max_broken_rows=2)
+    with pytest.raises(DataError, match=r"train-0\.tar cannot be read as webdataset: .* cut short or damaged"):
+        load_sources([source])["pairs"].read(range(30))
 
 
 def test_no_row_can_be_used(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from trainer_ext.losses import (
     matryoshka,
     siglip,
 )
+from trainer_ext.pairing import make_links, make_pairing
 
 K, M, DIM = 7, 3, 5
 T = 0.3
@@ -54,6 +56,12 @@ IDS = {
     "targets": {"target_ids": [5, 6, 7, 6, 8, 9, 10]},
     "both": {"query_ids": [0, 1, 0, 2, 3, 0, 4], "target_ids": [5, 6, 7, 6, 8, 9, -1]},
     "declared": {"row_ids": [0, 1, 2, 3, 1, 4, 5], "target_ids": [5, 6, 7, 6, 8, 9, -1]},
+    "linked": {"query_ids": [0, 0, 1, 2, 3, 2, 4], "target_ids": [5, 6, 6, 7, 8, 6, 8]},
+    "all": {
+        "query_ids": [0, 0, 1, 2, 3, 4, 5],
+        "target_ids": [5, 6, 6, 7, 8, 9, 7],
+        "row_ids": [0, 1, 2, 3, 3, 4, 1],
+    },
 }
 
 
@@ -61,11 +69,26 @@ def id_tensors(name: str) -> dict[str, Tensor]:
     return {key: torch.tensor(value) for key, value in IDS[name].items()}
 
 
+def has(ids: dict[str, Tensor], kind: str, k: int, i: int) -> bool:
+    """Row k has the query (or target) of row i."""
+    return k == i or any(name in ids and ids[name][k] == ids[name][i] for name in (kind, "row_ids"))
+
+
 def true_pairs(ids: dict[str, Tensor]) -> Tensor:
-    true = torch.eye(K, dtype=torch.bool)
-    for values in ids.values():
-        true |= values[:, None] == values[None, :]
+    """Target j is true for query i if some row has i's query and j's target."""
+    true = torch.zeros(K, K, dtype=torch.bool)
+    for i, j, k in product(range(K), repeat=3):
+        true[i, j] |= has(ids, "query_ids", k, i) and has(ids, "target_ids", k, j)
     return true
+
+
+def kept_negatives(ids: dict[str, Tensor], negative_ids: Tensor) -> Tensor:
+    """(k, k m) bool: a hard negative is none for a query of which some row says that it is the target."""
+    keep = torch.ones(K, negative_ids.numel(), dtype=torch.bool)
+    for i, k in product(range(K), repeat=2):
+        if has(ids, "query_ids", k, i):
+            keep[i] &= ids["target_ids"][k] != negative_ids.flatten()
+    return keep
 
 
 @pytest.mark.parametrize("tile_size", [None, 3, 64])
@@ -77,7 +100,7 @@ def test_info_nce_is_the_formula(ids: str, duplicates: str, tile_size: int | Non
     true, nothing = true_pairs(tensors), torch.ones(K, 0)
     loss = info_nce(q, p, T, duplicates=duplicates, tile_size=tile_size, **tensors)
     expected = naive_direction(q, p, [], T, true, duplicates, nothing)
-    expected = expected + naive_direction(p, q, [], T, true, duplicates, nothing)
+    expected = expected + naive_direction(p, q, [], T, true.T, duplicates, nothing)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     grads, wanted = torch.autograd.grad(loss, (q, p)), torch.autograd.grad(expected, (q, p))
     assert all(w.abs().max() > 1e-3 for w in wanted)
@@ -97,12 +120,12 @@ def test_info_nce_plus_is_the_formula(ids: str, duplicates: str, tile_size: int 
     if "target_ids" in tensors:
         negative_ids["negative_ids"] = torch.arange(100, 100 + K * M).view(K, M)
         negative_ids["negative_ids"][2, 1] = 6  # the positive of rows 1 and 3
-        keep = tensors["target_ids"][:, None] != negative_ids["negative_ids"].flatten()[None, :]
-        assert (~keep).sum() == 2
+        keep = kept_negatives(tensors, negative_ids["negative_ids"])
+        assert (~keep).sum() >= 2
     true = true_pairs(tensors)
     loss = info_nce_plus(q, p, n, T, duplicates=duplicates, tile_size=tile_size, **tensors, **negative_ids)
     expected = naive_direction(q, p, list(n.flatten(0, 1)), T, true, duplicates, keep)
-    expected = expected + naive_direction(p, q, [], T, true, duplicates, torch.ones(K, 0))
+    expected = expected + naive_direction(p, q, [], T, true.T, duplicates, torch.ones(K, 0))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     grads, wanted = torch.autograd.grad(loss, (q, p, n)), torch.autograd.grad(expected, (q, p, n))
     assert all(w.abs().max() > 1e-3 for w in wanted)
@@ -130,12 +153,13 @@ def test_directions_and_reduction(plus: bool, tile_size: int | None) -> None:
 
 @pytest.mark.parametrize("tile_size", [None, 4])
 @pytest.mark.parametrize("duplicates", ["mask", "positive"])
+@pytest.mark.parametrize("ids", ["both", "linked", "all"])
 @pytest.mark.parametrize("loss", ["info_nce", "info_nce_plus", "siglip"])
-def test_shares_of_the_rows_add_up_to_the_whole(loss: str, duplicates: str, tile_size: int | None) -> None:
+def test_shares_of_the_rows_add_up_to_the_whole(loss: str, ids: str, duplicates: str, tile_size: int | None) -> None:
     """Uneven shares, one of them empty, each weighted by its rows: what many processes compute together."""
     q, p, n = vectors(K, DIM), vectors(K, DIM, seed=1), vectors(K, M, DIM)
     t = torch.tensor(T, dtype=torch.float64, requires_grad=True)
-    options = {"temperature": t, "duplicates": duplicates, "tile_size": tile_size, **id_tensors("both")}
+    options = {"temperature": t, "duplicates": duplicates, "tile_size": tile_size, **id_tensors(ids)}
     inputs = (q, p, n, t) if loss == "info_nce_plus" else (q, p, t)
     if loss == "info_nce_plus":
         options["negative_ids"] = torch.randint(0, 12, (K, M), generator=torch.Generator().manual_seed(0))
@@ -226,7 +250,7 @@ def test_extreme_temperatures_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("tile_size", [None, 3])
 @pytest.mark.parametrize("duplicates", ["mask", "positive"])
-@pytest.mark.parametrize("ids", ["none", "both"])
+@pytest.mark.parametrize("ids", ["none", "both", "linked", "all"])
 def test_siglip_is_the_formula(ids: str, duplicates: str, tile_size: int | None) -> None:
     q, p = vectors(K, DIM), vectors(K, DIM, seed=1)
     t, b = torch.tensor([T, -2.0], dtype=torch.float64, requires_grad=True).unbind()
@@ -295,6 +319,48 @@ def test_clamp_logit_scale_in_place() -> None:
         clamp_logit_scale_(scale)
         assert scale.item() == pytest.approx(end, rel=1e-6)
         assert scale.requires_grad
+
+
+def test_what_a_third_row_says_is_known() -> None:
+    """Rows (image 1, "cat"), (image 1, "animal"), (image 2, "animal"), (image 3, "dog")."""
+    ids = {"query_ids": torch.tensor([1, 1, 2, 3]), "target_ids": torch.tensor([1, 2, 2, 3])}
+    x = torch.ones(4, DIM)
+    pairing = make_pairing(x, x, **ids, duplicates="positive", rows=None)
+    whole = slice(0, 4), slice(0, 4)
+    true = [[True, True, True, False], [True, True, True, False], [False, True, True, False], [False] * 3 + [True]]
+    assert pairing.positives(*whole).tolist() == true
+    assert pairing.transposed().positives(*whole).T.tolist() == true
+    # "animal" as a hard negative of the first row, "cat" as one of the third
+    negatives = torch.tensor([2, 9, 1, 9])
+    pairing = make_pairing(x, x, **ids, negative_ids=negatives, duplicates="mask", rows=slice(0, 3))
+    left_out = pairing.extra_left_out(slice(0, 3), slice(0, 4)).tolist()
+    assert left_out == [[True, False, True, False], [True, False, True, False], [True, False, False, False]]
+
+
+@pytest.mark.parametrize("blocks", [1, 7, 50])
+def test_links_in_blocks(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the matrix is cut, the entries are those of all rows looked at."""
+    monkeypatch.setattr("trainer_ext.pairing.LINKS_AT_ONCE", 20)
+    generator = torch.Generator().manual_seed(3)
+    queries, targets, negatives = (torch.randint(0, 25, (50,), generator=generator) for _ in range(3))
+    for columns in (None, negatives):
+        links = make_links(queries, targets, columns)
+        others = targets if columns is None else columns
+        expected = ((queries[:, None] == queries).float() @ (targets[:, None] == others).float()) > 0
+        true = (targets[:, None] == others) | ((queries[:, None] == queries) & (columns is None))
+        assert 100 < expected.sum() - true.sum() < 2000
+        edges = [50 * n // blocks for n in range(blocks + 1)]
+        for top, bottom in pairwise(edges):
+            for left, right in pairwise(edges):
+                links.add_to(true[top:bottom, left:right], slice(top, bottom), slice(left, right))
+        assert torch.equal(true, expected)
+
+
+def test_no_links_where_ids_tell_all() -> None:
+    several = torch.tensor([1, 1, 2, 3])
+    assert make_links(torch.arange(4), several) is None
+    assert make_links(several, torch.arange(4)) is None
+    assert make_links(several, several) is None
 
 
 def test_a_query_learns_only_what_ids_allow() -> None:
