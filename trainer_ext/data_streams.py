@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,12 +251,14 @@ class SourceStream:
             if self._arrow:
                 yield from shard.with_format("arrow").iter(_READ_AT_ONCE)
                 return
-            # Formats read row by row have their own order of columns in each batch of tables. Iterated by ``iter``, as
-            # in the line above: iter(shard) would deal the shard's rows out to the loader's workers.
+            # Formats read row by row may have another order of columns in each row. Iterated by ``iter``, as above:
+            # iter(shard) would deal the shard's rows out to the loader's workers. One row at a time, because early
+            # versions of ``datasets`` want batches of one order.
+            rows = ({name: values[0] for name, values in one.items()} for one in shard.decode(False).iter(1))
             features = self._dataset.features
             schema = None if features is None else features.arrow_schema
-            for batch in shard.decode(False).iter(min(_READ_AT_ONCE, self._buffer)):
-                yield pa.Table.from_pydict(batch, schema=schema)
+            while batch := list(islice(rows, min(_READ_AT_ONCE, self._buffer))):
+                yield pa.Table.from_pylist(batch, schema=schema)
         except READ_ERRORS as error:
             if isinstance(error, DataError):
                 raise
