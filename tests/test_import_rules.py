@@ -39,6 +39,7 @@ ROOMS = [
     *["recipe_training", "recipe_tuning", "recipe", "model_parts"],
     *[
         "embedded",
+        "data_readers",
         "data_files",
         "data_broken",
         "data_checks",

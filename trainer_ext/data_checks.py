@@ -1,11 +1,16 @@
 """Faults in the values of a table, found column by column without turning rows into Python objects."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from trainer_ext.data_readers import FAULT
+
+_TEXT_COLUMNS = ("caption", "query", "positive", "negatives")
 
 
 class Fault(NamedTuple):
@@ -32,6 +37,43 @@ def find_faults(table: pa.Table, columns: Sequence[str], negatives: int | None =
             yield from _uneven(values, negatives)
         if column == "score":
             yield from _no_numbers(values)
+
+
+def told_faults(table: pa.Table, columns: Mapping[str, str]) -> Iterator[Fault]:
+    """The faults that a reader has told of rows it could not read, of the mapped ``columns`` (ours to the data's)."""
+    if FAULT not in table.column_names:
+        return
+    faults = table.column(FAULT)
+    for row in _rows(faults, lambda chunk: ~_missing(chunk)).tolist():
+        place, message = json.loads(faults[row].as_py())
+        for ours, theirs in columns.items():
+            if theirs == place or theirs.startswith(f"{place}."):
+                yield Fault(np.array([row]), ours, message)
+                break
+
+
+def texts_are_texts(table: pa.Table) -> bool:
+    """No column of texts, under our names, holds values of another type; nulls are none."""
+    types = [table.schema.field(name).type for name in _TEXT_COLUMNS if name in table.column_names]
+    types = [getattr(type, "value_type", type) for type in types]
+    return all(_is_text(type) or pa.types.is_null(type) for type in types)
+
+
+def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of one source as one. Captions may be texts in some and lists in others; then they are lists in all."""
+    if len({_is_list(table) for table in tables}) > 1:
+        tables = [table if _is_list(table) else _with_lists(table) for table in tables]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _is_list(table: pa.Table) -> bool:
+    return "caption" in table.column_names and hasattr(table.schema.field("caption").type, "value_type")
+
+
+def _with_lists(table: pa.Table) -> pa.Table:
+    texts = [None if text is None else [text] for text in table.column("caption").to_pylist()]
+    place = table.column_names.index("caption")
+    return table.set_column(place, "caption", pa.array(texts, pa.list_(pa.string())))
 
 
 def usual_negatives(table: pa.Table) -> int | None:

@@ -15,6 +15,7 @@ from PIL.Image import DecompressionBombError
 
 from trainer_ext.data_checks import Fault
 from trainer_ext.data_files import DataError, Opened
+from trainer_ext.data_readers import FAULT
 from trainer_ext.resources import nearest
 
 TEXT = (Value("string"), Value("large_string"))
@@ -37,11 +38,12 @@ def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
     for ours, theirs in columns.items():
         own.setdefault(theirs, ours)
     shared = columns.keys() - own.values()  # an id whose column is another one's, too
-    found = dataset.select_columns(list(own)).rename_columns(own)
+    told = [FAULT] if FAULT in dataset.column_names else []
+    found = dataset.select_columns([*own, *told]).rename_columns(own)
     for ours in shared:
         twin = dataset.select_columns([columns[ours]]).rename_column(columns[ours], ours)
         found = concatenate_datasets([found, twin], axis=1)
-    check_types(opened, found.features)
+    check_types(opened, Features({name: feature for name, feature in found.features.items() if name != FAULT}))
     return found
 
 
@@ -52,7 +54,7 @@ def mapped_columns(opened: Opened, features: Features) -> dict[str, str]:
         DataError: no such column.
     """
     source = opened.source
-    names = [*features, *_nested_names(features)]
+    names = [name for name in (*features, *_nested_names(features)) if name != FAULT]
     columns = dict(source.columns)
     if source.format == "imagefolder" and columns["image"] not in names:
         # The column's name on disk, and the one that ``datasets`` gives it, both serve.

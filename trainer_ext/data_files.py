@@ -5,20 +5,22 @@ Nothing is downloaded, except for a source that names a data set of the Hub.
 
 import csv
 import glob
+import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.arrow.arrow import Arrow
 from datasets.packaged_modules.csv.csv import Csv
-from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.json.json import Json, JsonConfig
 from datasets.packaged_modules.parquet.parquet import Parquet
-from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from datasets.utils.file_utils import xopen
 
+from trainer_ext.data_readers import JsonRows, Tars, json_features
 from trainer_ext.recipe_sources import Source
 from trainer_ext.resources import nearest
 
@@ -29,7 +31,7 @@ _BUILDERS: dict[str, type[datasets.DatasetBuilder]] = {
     ".json": Json,
     ".jsonl": Json,
     ".csv": Csv,
-    ".tar": WebDataset,
+    ".tar": Tars,
 }
 _SUFFIXES = {
     "parquet": (".parquet",),
@@ -40,7 +42,7 @@ _SUFFIXES = {
     "embedded": (".parquet",),
 }
 # What ``datasets`` raises for files that are not what their format says.
-READ_ERRORS = (ValueError, OSError, DatasetGenerationError, tarfile.ReadError)
+READ_ERRORS = (ValueError, OSError, DatasetGenerationError, tarfile.ReadError, pa.ArrowException)
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -118,6 +120,10 @@ def _embedded_table(source: Source) -> Path:
     return folder / table
 
 
+class Unreadable(DataError):
+    """Files that are not what their format says."""
+
+
 class Opened:
     """A source's builder and what its messages call the data: ``files`` in the order of its shards."""
 
@@ -141,6 +147,17 @@ class Opened:
             return f"{self.source.location} at {self.source.revision}"
         return self.files[0] if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more file(s)"
 
+    def by_lines(self) -> bool:
+        """Read JSON files value by value from now on: the rows that cannot be read are told. False for others."""
+        if self.source.format == "hub" or not isinstance(self.builder, Json):
+            return False
+        columns = dict(self.source.columns)
+        if self.source.format == "imagefolder":  # the name that ``datasets`` gives the column will do, too
+            columns = {ours: "file_name" if theirs == "image" else theirs for ours, theirs in columns.items()}
+        files = [glob.escape(os.path.abspath(file)) for file in self.files]
+        self.builder = JsonRows(data_files={"train": files}, features=json_features(columns))
+        return True
+
     def rows(self) -> datasets.Dataset:
         """All rows, in the cache of ``datasets``.
 
@@ -152,7 +169,13 @@ class Opened:
         self._check_split(list(splits))
         if not splits[self.split].num_examples:
             raise DataError(f"Source {self.source.name!r}: {self.name} holds no rows. Fill it or take the source out.")
-        return self.builder.as_dataset(split=self.split)
+        dataset = self.builder.as_dataset(split=self.split)
+        if isinstance(self.builder, Json):  # which takes any bytes for texts
+            try:
+                dataset.data.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise unreadable(self, error) from error
+        return dataset
 
     def stream(self) -> datasets.IterableDataset:
         """The rows as they are read from the files, one shard after the other."""
@@ -179,7 +202,7 @@ def prepare(opened: Opened) -> None:
         raise unreadable(opened, error) from error
 
 
-def unreadable(opened: Opened, error: Exception, file: str | None = None) -> DataError:
+def unreadable(opened: Opened, error: Exception, file: str | None = None) -> Unreadable:
     """What to raise for files that are not what their format says.
 
     Args:
@@ -190,7 +213,25 @@ def unreadable(opened: Opened, error: Exception, file: str | None = None) -> Dat
     if isinstance(cause, tarfile.ReadError):
         detail += ". The file is cut short or damaged: copy or download it again."
     source = opened.source
-    return DataError(f"Source {source.name!r}: {file or opened.name} cannot be read as {source.format}: {detail}")
+    if isinstance(cause, UnicodeDecodeError) and isinstance(opened.builder, Csv):
+        return _not_utf8(source, [file] if file else opened.files, detail)
+    return Unreadable(f"Source {source.name!r}: {file or opened.name} cannot be read as {source.format}: {detail}")
+
+
+def _not_utf8(source: Source, files: Sequence[str], detail: str) -> Unreadable:
+    """Names the first cell of CSV files that is not UTF-8."""
+    for file in files:
+        with xopen(file, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            header, *rows = [row for row in csv.reader(lines) if row]
+            for number, row in enumerate(rows):
+                for column, cell in zip(header, row, strict=False):
+                    if any("\udc80" <= letter <= "\udcff" for letter in cell):
+                        stored = cell.encode("utf-8", "surrogateescape")
+                        return Unreadable(
+                            f"Source {source.name!r}, {file}, row {number}, column {column!r}: {stored!r} is not UTF-8."
+                            " Convert the file: iconv -f LATIN1 -t UTF-8, if that is what it is."
+                        )
+    return Unreadable(f"Source {source.name!r}: {files[0]} cannot be read as {source.format}: {detail}")
 
 
 def locate_row(source: Source, row: int) -> tuple[str, int]:
@@ -199,18 +240,32 @@ def locate_row(source: Source, row: int) -> tuple[str, int]:
         return f"{source.location} at {source.revision}, split {source.split}", row
     files = source_files(source)
     for path in files[:-1]:
-        builder = _local_builder(source, [path])
-        builder.download_and_prepare()
-        rows = builder.info.splits["train"].num_examples
+        opened = Opened(source.model_copy(update={"location": glob.escape(str(path)), "format": _format(path)}))
+        try:
+            prepare(opened)
+        except Unreadable:
+            if not opened.by_lines():
+                raise
+            prepare(opened)
+        rows = opened.builder.info.splits["train"].num_examples
         if row < rows:
             return str(path), row
         row -= rows
     return str(files[-1]), row
 
 
+def _format(path: Path) -> str:
+    return next(name for name, suffixes in _SUFFIXES.items() if path.suffix.lower() in suffixes)
+
+
 def _local_builder(source: Source, files: Sequence[Path]) -> datasets.DatasetBuilder:
     builder = _BUILDERS[files[0].suffix.lower()]
     options = _csv_options(source, [str(path) for path in files]) if builder is Csv else {}
+    if builder is Json:
+        # Later versions would put values of several types into JSON of their own, texts in quotes, or take rows for
+        # conversations of an agent. Such a file is read by ``JsonRows`` instead.
+        options = {"on_mixed_types": None, "parse_agent_traces": False}
+        options = {name: value for name, value in options.items() if name in JsonConfig.__dataclass_fields__}
     # Names are patterns to ``datasets``; escaped, a bracket in a file name is only a bracket.
     return builder(data_files={"train": [glob.escape(str(path.absolute())) for path in files]}, **options)
 
@@ -261,7 +316,8 @@ def _csv_options(source: Source, files: Sequence[str]) -> dict[str, Any]:
 def _header(source: Source, file: str) -> list[str]:
     """The names of a CSV file's columns. Of columns without a name, and of the second of one name, none is told."""
     try:
-        with xopen(file, "r", encoding="utf-8-sig", newline="") as lines:
+        # Whatever is not UTF-8 is found, and named by its row, when the file is read.
+        with xopen(file, "r", encoding="utf-8-sig", errors="replace", newline="") as lines:
             header = next((row for row in csv.reader(lines) if row), [])
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"Source {source.name!r}: {file} cannot be read as csv: {error}") from error

@@ -17,9 +17,10 @@ import numpy as np
 from datasets import Dataset, Image
 
 from trainer_ext.data_broken import BrokenRow, BrokenRows, over_budget
-from trainer_ext.data_checks import Fault, as_numbers, find_faults
+from trainer_ext.data_checks import Fault, as_numbers, find_faults, told_faults
 from trainer_ext.data_columns import TEXT, absolute_paths, missing_files, open_image, our_columns, undecodable
-from trainer_ext.data_files import DataError, Opened, locate_row
+from trainer_ext.data_files import DataError, Opened, Unreadable, locate_row
+from trainer_ext.data_readers import FAULT
 from trainer_ext.data_streams import SourceStream
 from trainer_ext.recipe_sources import Source
 
@@ -58,10 +59,18 @@ def load_source(source: Source, broken: BrokenRows | None = None) -> Dataset:
         DataError: no such file, no such column, a wrong type, or more rows that cannot be used than allowed.
     """
     opened = Opened(source)
-    dataset = our_columns(opened, opened.rows())
-    faults: list[Fault] = []
+    try:
+        rows = opened.rows()
+    except Unreadable:
+        if not opened.by_lines():
+            raise
+        rows = opened.rows()
+    dataset = our_columns(opened, rows)
+    faults = list(told_faults(dataset.data, source.columns))
+    dataset = dataset.remove_columns([name for name in dataset.column_names if name == FAULT])
     if "image" in dataset.column_names:
-        dataset, faults = _as_images(opened, dataset)
+        dataset, missing = _as_images(opened, dataset)
+        faults += missing
     faults += find_faults(dataset.data, dataset.column_names)
     if not faults:
         return _numbered(dataset)

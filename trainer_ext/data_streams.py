@@ -16,15 +16,17 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from datasets import ArrowBasedBuilder, Features, Image
+from datasets.packaged_modules.json.json import Json
 
 from trainer_ext.data_broken import BrokenRow, BrokenRows
-from trainer_ext.data_checks import as_numbers, find_faults, usual_negatives
+from trainer_ext.data_checks import as_numbers, concatenated, find_faults, texts_are_texts, told_faults, usual_negatives
 from trainer_ext.data_columns import (
     IMAGE_ERRORS,
     TEXT,
@@ -35,7 +37,8 @@ from trainer_ext.data_columns import (
     open_image,
     undecodable,
 )
-from trainer_ext.data_files import READ_ERRORS, DataError, Opened, unreadable
+from trainer_ext.data_files import READ_ERRORS, DataError, Opened, Unreadable, unreadable
+from trainer_ext.data_readers import FAULT, json_features, json_tables
 from trainer_ext.recipe_sources import SHUFFLE_BUFFER, Source
 
 # First words of a stream's seeds; data_mixing has 1 and 2.
@@ -91,9 +94,12 @@ class SourceStream:
         self._seed = [seed, name]
         self._buffer = source.shuffle_buffer or SHUFFLE_BUFFER
         self._opened = Opened(source)
-        self._dataset = self._opened.stream()
-        self._arrow = isinstance(self._opened.builder, ArrowBasedBuilder)
-        self._first_look()
+        try:
+            self._open()
+        except Unreadable:
+            if not self._opened.by_lines():
+                raise
+            self._open()
         self._window: _Window | None = None
         self._windows: Iterator[_Window] | None = None
         self._marks: set[Bookmark] | None = None
@@ -113,6 +119,11 @@ class SourceStream:
         return [self._row(position) for position in positions]
 
     # --- before the first step -----------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._dataset = self._opened.stream()
+        self._arrow = isinstance(self._opened.builder, ArrowBasedBuilder)
+        self._first_look()
 
     def _first_look(self) -> None:
         """Columns and types, told by the first rows where the format does not tell them."""
@@ -177,8 +188,7 @@ class SourceStream:
         count, row = 0, mark.row
         for place in range(mark.shard, self._shards):
             shard = int(shards[place])
-            for table in self._tables(shard, row):
-                table = self._ours(table)
+            for table in self._rest(shard, row):
                 while len(table):
                     part = table.slice(0, self._buffer - count)
                     held.append(part)
@@ -194,17 +204,20 @@ class SourceStream:
 
     def _made(self, begin: Bookmark, end: Bookmark, held: list[pa.Table], numbers: list[np.ndarray]) -> _Window:
         """Leave out what cannot be used, shuffle the rest."""
-        table, identities = pa.concat_tables(held, promote_options="permissive"), np.concatenate(numbers)
+        table, identities = concatenated(held), np.concatenate(numbers)
         good = self._usable(table, identities)
         order = np.random.default_rng([*self._seed, _ORDER_IN_WINDOW, begin.epoch, begin.window]).permutation(good)
         end = end._replace(position=begin.position + len(order))
         table = table.take(order)
+        if FAULT in table.column_names:
+            table = table.drop_columns([FAULT])
         if "score" in table.column_names:
             table = table.set_column(table.column_names.index("score"), "score", as_numbers(table.column("score")))
         return _Window(begin, end, table, identities[order])
 
     def _usable(self, table: pa.Table, identities: np.ndarray) -> np.ndarray:
-        faults = list(find_faults(table, table.column_names, self._negatives))
+        faults = list(told_faults(table, self.source.columns))
+        faults += find_faults(table, [name for name in table.column_names if name != FAULT], self._negatives)
         if self._paths:
             faults += missing_files(table.column("image").combine_chunks().field("path").to_pylist())
         broken: set[int] = set()
@@ -238,25 +251,55 @@ class SourceStream:
             if self._arrow:
                 yield from shard.with_format("arrow").iter(_READ_AT_ONCE)
                 return
-            # Formats read row by row have their own order of columns in each batch of tables. Iterated by ``iter``, as
-            # in the line above: iter(shard) would deal the shard's rows out to the loader's workers.
+            # Formats read row by row may have another order of columns in each row. Iterated by ``iter``, as above:
+            # iter(shard) would deal the shard's rows out to the loader's workers. One row at a time, because early
+            # versions of ``datasets`` want batches of one order.
+            rows = ({name: values[0] for name, values in one.items()} for one in shard.decode(False).iter(1))
             features = self._dataset.features
             schema = None if features is None else features.arrow_schema
-            for batch in shard.decode(False).iter(min(_READ_AT_ONCE, self._buffer)):
-                yield pa.Table.from_pydict(batch, schema=schema)
+            while batch := list(islice(rows, min(_READ_AT_ONCE, self._buffer))):
+                yield pa.Table.from_pylist(batch, schema=schema)
         except READ_ERRORS as error:
             if isinstance(error, DataError):
                 raise
             raise unreadable(self._opened, error, self._file(number)) from error
+
+    def _check_block(self, table: pa.Table, shard: int) -> None:
+        """What ``datasets`` lets pass: a block of numbers between blocks of texts, and bytes that are no UTF-8."""
+        try:
+            table.validate(full=True)
+            if not texts_are_texts(table):
+                raise ValueError(f"numbers among texts ({table.schema.to_string(show_schema_metadata=False)})")
+        except (ValueError, pa.ArrowInvalid) as error:
+            raise unreadable(self._opened, error, self._file(shard)) from error
+
+    def _rest(self, number: int, row: int) -> Iterator[pa.Table]:
+        """A shard's rows under our names. Where its reader gives up, its lines are read one by one from there on."""
+        try:
+            for table in self._tables(number, row):
+                ours = self._ours(table)
+                self._check_block(ours, number)
+                row += len(ours)
+                yield ours
+        except Unreadable:
+            if self.source.format == "hub" or not isinstance(self._opened.builder, Json):
+                raise
+            for table in json_tables(self._file(number), json_features(self._columns), row):
+                yield self._ours(table)
 
     def _ours(self, table: pa.Table) -> pa.Table:
         """The mapped columns under our names; images as ``datasets`` stores them, with absolute paths."""
         found: dict[str, pa.ChunkedArray | pa.Array] = {}
         for ours, theirs in self._columns.items():
             flat = table
-            while theirs not in flat.column_names:
+            while theirs not in flat.column_names and any(pa.types.is_struct(type) for type in flat.schema.types):
                 flat = flat.flatten()
-            found[ours] = flat.column(theirs)
+            # A file without the column has rows without a value.
+            found[ours] = flat.column(theirs) if theirs in flat.column_names else pa.nulls(len(table), pa.string())
+        if FAULT in table.column_names:
+            found[FAULT] = table.column(FAULT)
+        if "id" in found:  # numbers in one block and texts in the next are labels all the same
+            found["id"] = found["id"].cast(pa.string())
         if "image" in found:
             found["image"] = self._stored_images(found["image"])
         return pa.table(found)

@@ -221,7 +221,7 @@ def test_other_format_than_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("format", "name", "content"),
-    [("json", "rows.jsonl", '{"q": "a" "a": 1}\n'), ("parquet", "rows.parquet", "no parquet")],
+    [("arrow", "rows.arrow", "no arrow"), ("parquet", "rows.parquet", "no parquet")],
 )
 def test_broken_file(tmp_path: Path, format: str, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)

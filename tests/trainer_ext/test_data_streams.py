@@ -112,7 +112,7 @@ def test_bookmarks_save_reading(tmp_path: Path) -> None:
     first = order[int(expected[0].identity) // 2**40]  # the file that the epoch began with
     (tmp_path / "data" / f"train-{first}.jsonl").write_text("no rows any more\n")
     assert reader.read(range(20, ROWS)) == expected[20:]
-    with pytest.raises(DataError, match="cannot be read as json"):
+    with pytest.raises(DataError, match="row 0, column 'q': the line is not JSON"):
         stream_of(tmp_path).read(range(20, ROWS))
 
 
