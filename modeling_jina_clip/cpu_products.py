@@ -5,8 +5,8 @@
    a kernel of one pixel, and a matrix (rows, width) is an image of ``rows`` pixels whose channels lie together. So the
    product goes to oneDNN without a copy, and with its gradients.
 2. Without gradients there is an operator of oneDNN that adds the bias inside the product. In bfloat16 torch's own way
-   writes the bias into every row of the output beforehand, which takes up to as long as the product itself. The
-   operator is not public (torch.compile uses it on CPUs); where torch does not have it, all stays as it was.
+   writes the bias into every row of the output beforehand: a few percent of the time, more where the memory is busy.
+   The operator is not public (torch.compile uses it on CPUs); where torch does not have it, all stays as it was.
 
 benchmarks/products.py measures both. The layers stay ``torch.nn.Linear``, which quantizers and LoRA look for: a block's
 forward runs in ``faster_products``, which sees the products as they are called.

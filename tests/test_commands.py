@@ -118,9 +118,10 @@ RUN: dict[str, list[str]] = {
         "--batch_size",
         "8",
     ],
-    "python benchmarks/encode_speed.py text --texts 128": ["--texts", "2", "--rounds", "1"],
+    "python benchmarks/encode_speed.py text --texts 64": ["--texts", "2", "--rounds", "1"],
     "python benchmarks/encode_speed.py image --images 16 --peers .peers": ["--images", "1", "--rounds", "1"],
     "python benchmarks/encode_speed.py memory": ["--tokens", "64"],
+    "python benchmarks/products.py": ["--rounds", "1"],
     "python benchmarks/training_step.py": ["--rounds", "1"],
     "python benchmarks/joint_step.py": [*TINY, "--steps", "2", "--rounds", "1"],
     "python benchmarks/joint_step.py --compare bf16": [*TINY, "--widths", "64", "--steps", "2", "--rounds", "1"],
@@ -133,9 +134,6 @@ RUN: dict[str, list[str]] = {
     "python benchmarks/loss_memory.py": ["--most", "2048"],
     "python benchmarks/memory_advice.py": ["--models", "jina-clip-v1", "--sizes", "224", "--cards", "80"],
 }
-
-
-UNSHOWN = {"benchmarks/products.py": ["--rounds", "1"]}  # benchmarks that no page shows
 
 
 # --- Commands that do not: a pattern, why, and what is checked in their place.
@@ -270,7 +268,7 @@ def test_every_benchmark_is_run() -> None:
     scripts = {
         f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()
     }
-    assert run_here | set(UNSHOWN) == scripts
+    assert run_here == scripts
 
 
 @pytest.fixture(scope="module")
@@ -351,9 +349,3 @@ def test_what_a_page_shows_runs_in_its_order(page: str, tmp_path: Path) -> None:
             if "--peers" in words and not (ROOT / ".peers").is_dir():
                 words = [word for word in words if word not in ("--peers", ".peers")]
             run([*words, *RUN[shown.text]], folder, JINA_CLIP_CACHE=cache)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", UNSHOWN)
-def test_benchmarks_that_no_page_shows_run(script: str, tmp_path: Path) -> None:
-    run([str(ROOT / script), *UNSHOWN[script]], tmp_path)
