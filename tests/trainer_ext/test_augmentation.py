@@ -58,7 +58,7 @@ def test_palettes_are_mixed_as_colours() -> None:
 def pixels(scale: list[float] | None, seed: int = 1, epoch: int = 0, index: int = 0) -> torch.Tensor:
     stage = Stage(name="only", steps=1, learning_rate=1e-3, max_length=8, random_resized_crop=scale)
     key = Key(step=5, stage=0, side="image_text", source="s", epoch=epoch, index=index)
-    row = {"image": noise(), "caption": "red", "key": key}
+    row = {"image": noise(), "image_label": "one", "caption": "red", "key": key}
     return JointCollator(make_processor(), [stage], seed)([row])["image_text"]["pixel_values"]
 
 
