@@ -177,12 +177,12 @@ class JinaCLIPTrainingArguments(TrainingArguments):
 
     def _check_integrations(self) -> None:
         """See that what ``report_to`` names is installed; the base class asks when the model is made already."""
-        missing = [name for name in self.report_to if name in _PACKAGES]
-        missing = [name for name in missing if missing and name not in get_available_reporting_integrations()]
+        named = [name for name in self.report_to if name in _PACKAGES]
+        missing = set(named).difference(get_available_reporting_integrations() if named else ())
         if missing:
             raise ImportError(
-                f"report_to names {', '.join(missing)}, which cannot be imported; install it with: pip install "
-                f"{' '.join(_PACKAGES[name] for name in missing)}, or leave it out of report_to"
+                f"report_to names {', '.join(sorted(missing))}, which cannot be imported; install it with: pip install "
+                f"{' '.join(_PACKAGES[name] for name in sorted(missing))}, or leave it out of report_to"
             )
 
     def _check_sharding(self) -> None:
