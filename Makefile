@@ -46,7 +46,7 @@ demo: $(STAMP) ## train a small model on real pictures and texts (3 stages), pub
 	$(OFFLINE) $(PY) hub_upload.py build $(RUN) $(HUB); \
 	$(OFFLINE) $(PY) hub_upload.py verify $(HUB); \
 	echo '--- 3/3 search held-out pictures with that folder, from another folder and without this package'; \
-	data=$$($(PY) -c 'from trainer_ext.embedded import prepare; print(prepare())'); \
+	data=$$($(PY) -c 'from trainer_ext.demo_data import prepare; print(prepare())'); \
 	(cd $(HUB) && $(OFFLINE) $(abspath $(PY)) -I $(abspath examples/search_images.py) . $(QUERIES) \
 	  --images "$$data/short_captions/test_concepts.parquet" --sheet $(abspath $(RUN))/search.png); \
 	echo "--- done in $$((SECONDS - begin)) s. Look at $(RUN): search.png, the report and its pictures; the model: $(HUB)"
@@ -69,7 +69,7 @@ $(APP_STAMP): pyproject.toml constraints.txt constraints-app.txt
 	@touch $@
 
 app: $(APP_STAMP) ## the search page over the demo's model and held-out pictures, on this machine only
-	@$(PY) -c 'from trainer_ext.embedded import prepare; prepare()'
+	@$(PY) -c 'from trainer_ext.demo_data import prepare; prepare()'
 	$(OFFLINE) .venv-app/bin/python examples/app/app.py $(HUB) $(ARGS)
 
 test-app: $(APP_STAMP) ## the search page in a real browser (needs Chromium)

@@ -6,22 +6,22 @@
     python hub_upload.py push OUT --repo_id me/model   # uploads exactly what was verified
 
 The steps are also functions: ``build``, ``verify``, ``push``. Bad input raises ``HubFolderError`` with the cure.
-This file is the command line; the steps themselves are in ``trainer_ext/hub_folder``, which uses no training code.
+This file is the command line; the steps are in ``trainer_ext/hub``, which does not use training code.
 """
 
 import argparse
 import sys
 
-from trainer_ext.hub_folder.build import build
-from trainer_ext.hub_folder.errors import HubFolderError
-from trainer_ext.hub_folder.push import push
-from trainer_ext.hub_folder.verify import verify
+from trainer_ext.hub.build import build
+from trainer_ext.hub.installed import HubFolderError
+from trainer_ext.hub.push import push
+from trainer_ext.hub.verify import verify
 
 __all__ = ["HubFolderError", "build", "main", "parser", "push", "verify"]
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one sub-command a step, options named as the functions' arguments."""
+    """Build the command line: one sub-command per step, its options named like the function's arguments."""
     top = argparse.ArgumentParser(prog="hub_upload.py", description="Build, verify and push a model folder.")
     steps = top.add_subparsers(dest="step", required=True, metavar="build | verify | push")
     step = steps.add_parser("build", help="a trained model -> a folder for the Hub")

@@ -28,7 +28,7 @@ from modeling_jina_clip import (
     JinaCLIPModel,
     JinaCLIPProcessor,
 )
-from modeling_jina_clip.cpu_products import faster_products
+from modeling_jina_clip.modeling_jina_clip_base import faster_products
 
 Variant = Callable[[], np.ndarray]
 

@@ -1,4 +1,4 @@
-"""What text pairs keep alive: ``examples/finetune_folder.py`` on pictures the demo's model has never seen, some seeds.
+"""What text pairs preserve: ``examples/finetune_folder.py`` on pictures the demo's model has never seen, some seeds.
 
     python benchmarks/finetuning.py outputs/openmoji
     python benchmarks/finetuning.py outputs/openmoji --steps 60 --batch_size 32
@@ -17,8 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from trainer_ext.embedded import load_table, prepare
-from trainer_ext.report import metric_words
+from trainer_ext.demo_data import load_table
+from trainer_ext.demo_data.cache import prepare
+from trainer_ext.evaluation.report import metric_words
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "finetune_folder.py"
 
@@ -30,7 +31,7 @@ def write_table(path: Path, rows: list[list[str]]) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """Pictures, captions.csv and pairs.csv as somebody would have them."""
+    """Pictures, captions.csv and pairs.csv, laid out as a user's."""
     tables, captions = prepare(), [["file", "caption"]]
     (folder / "pictures").mkdir()
     for split in ("test_concepts", "test_combinations", "validation"):

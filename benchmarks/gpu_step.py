@@ -19,8 +19,9 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
-from trainer_ext.gradient_cache import Side, cached_embeddings
-from trainer_ext.losses import clamp_logit_scale_, clamped_temperature, info_nce
+from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
+from trainer_ext.losses.info_nce import info_nce
+from trainer_ext.losses.logits import clamp_logit_scale_, clamped_temperature
 
 TEXTS = ("caption", "query", "positive")
 POOL = 4096  # different rows on the host; a larger batch sees them again, and copies them again
@@ -69,10 +70,10 @@ class Step:
     def __call__(self, rows: int) -> None:
         """Embed, compare, go back, update."""
         with torch.autocast(self.device.type, torch.bfloat16):
-            sides = {"image": Side(self.embed_part, list(self._chunks("pixel_values", self.pixels, rows)))}
-            sides |= {name: Side(self.embed_part, list(self._chunks("input_ids", self.ids, rows))) for name in TEXTS}
-            sides["temperature"] = Side(lambda _: clamped_temperature(self.model.logit_scale), [None])
-            vectors = cached_embeddings(sides)
+            inputs = {"image": Chunks(self.embed_part, list(self._chunks("pixel_values", self.pixels, rows)))}
+            inputs |= {name: Chunks(self.embed_part, list(self._chunks("input_ids", self.ids, rows))) for name in TEXTS}
+            inputs["temperature"] = Chunks(lambda _: clamped_temperature(self.model.logit_scale), [None])
+            vectors = cached_embeddings(inputs)
             loss = info_nce(
                 vectors["image"], vectors["caption"], vectors["temperature"], tile_size=self.options.tile_size
             ) + info_nce(vectors["query"], vectors["positive"], tile_size=self.options.tile_size)

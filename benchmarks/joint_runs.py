@@ -14,10 +14,10 @@ from transformers import TrainerCallback
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext import JinaCLIPTrainer, load_recipe, load_sources, training_arguments
-from trainer_ext.embedded import prepare
-from trainer_ext.initial_model import initial_model
-from trainer_ext.recipe import Recipe
-from trainer_ext.resources import find_resource
+from trainer_ext.demo_data.cache import prepare
+from trainer_ext.recipe.reading import find_resource
+from trainer_ext.recipe.recipe import Recipe
+from trainer_ext.run.start import initial_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SOURCES = ("openmoji-short", "gcide-headword-definition")

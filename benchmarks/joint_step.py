@@ -20,8 +20,8 @@ from joint_runs import SOURCES, interleave, joint_recipe, our_trainer, preset, s
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-from trainer_ext.hub_folder.build import build
-from trainer_ext.recipe import Recipe
+from trainer_ext.hub.build import build
+from trainer_ext.recipe.recipe import Recipe
 
 COLUMNS = {SOURCES[0]: ("image", "caption"), SOURCES[1]: ("query", "positive")}
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer_ext.losses import info_nce, info_nce_plus
+from trainer_ext.losses.info_nce import info_nce, info_nce_plus
 
 DIM, TILE = 768, 1024
 MEMORY_CASES = [

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
 from modeling_jina_clip.modeling_jina_clip_text import JinaCLIPTextTransformer
-from trainer_ext.resources import find_resource
+from trainer_ext.recipe.reading import find_resource
 
 GIB = 2**30
 BYTES_PER_WEIGHT = 4 + 4 + 8 + 2  # fp32 weight, gradient, AdamW's two moments, the bf16 copy that autocast makes

@@ -1,4 +1,4 @@
-"""Matrix products of a linear layer: as torch does them, and as ``modeling_jina_clip.cpu_products`` does.
+"""Matrix products of a linear layer: as torch does them, and as our towers do them.
 
 The shapes are those of jina-clip-v1. Interleaved; billions of operations a second, median with quartiles.
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from modeling_jina_clip.cpu_products import linear_in_onednn
+from modeling_jina_clip.modeling_jina_clip_base import linear_in_onednn
 
 # Rows, inputs, outputs: a batch of texts through its four layers, one of images, and a few rows.
 SHAPES = [(1024, 768, 2304), (1024, 768, 768), (1024, 768, 6144), (1024, 3072, 768), (3152, 768, 2048), (64, 768, 768)]

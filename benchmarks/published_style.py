@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from modeling_jina_clip import JinaCLIPModel
+from modeling_jina_clip.modeling_jina_clip_text import alibi_slopes
 from modeling_jina_clip.modeling_jina_clip_vision import rope_tables
-from modeling_jina_clip.text_positions import alibi_slopes
 
 Weights = dict[str, torch.Tensor]
 

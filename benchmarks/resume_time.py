@@ -50,10 +50,11 @@ def first_batch(folder: Path, options: argparse.Namespace, way: str) -> dict[str
     from accelerate import skip_first_batches
     from torch.utils.data import DataLoader
 
-    from trainer_ext.data_mixing import JointBatchPlan, JointDataset, row_count
-    from trainer_ext.data_sources import load_sources
-    from trainer_ext.data_streams import SourceStream
-    from trainer_ext.recipe import Side, Source, Stage
+    from trainer_ext.data.batches import JointDataset
+    from trainer_ext.data.plan import JointBatchPlan
+    from trainer_ext.data.sources import load_sources, row_count
+    from trainer_ext.data.streams import SourceStream
+    from trainer_ext.recipe.schema import Side, Source, Stage
 
     imported = time.perf_counter()
     columns = {"query": "q", "positive": "a"}

@@ -20,9 +20,10 @@ import torch
 from joint_runs import preset
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
-from trainer_ext.gradient_cache import Side, cached_embeddings
-from trainer_ext.losses import clamped_temperature, info_nce
-from trainer_ext.step_parts import PartEmbedder, chunks_of
+from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
+from trainer_ext.losses.info_nce import info_nce
+from trainer_ext.losses.logits import clamped_temperature
+from trainer_ext.training.embedding import InputEmbedder, chunks_of
 
 TILE = 1024
 
@@ -49,10 +50,10 @@ def step(model: JinaCLIPModel, parts: Mapping[str, Mapping[str, torch.Tensor]], 
     def embed(part: dict[str, torch.Tensor]) -> torch.Tensor:
         return embedder(model, part)
 
-    embedder = PartEmbedder([0.5] * 3, [0.25] * 3, torch.device("cpu"))
-    sides = {name: Side(embed, pieces) for name, (pieces, _) in chunks_of(parts, chunk, 16).items()}
-    sides["temperature"] = Side(lambda _: clamped_temperature(model.logit_scale), [None])
-    vectors = cached_embeddings(sides)
+    embedder = InputEmbedder([0.5] * 3, [0.25] * 3, torch.device("cpu"))
+    inputs = {name: Chunks(embed, pieces) for name, (pieces, _) in chunks_of(parts, chunk, 16).items()}
+    inputs["temperature"] = Chunks(lambda _: clamped_temperature(model.logit_scale), [None])
+    vectors = cached_embeddings(inputs)
     loss = info_nce(vectors["image"], vectors["caption"], vectors["temperature"], tile_size=TILE)
     loss = loss + info_nce(vectors["query"], vectors["positive"], tile_size=TILE)
     loss.backward()

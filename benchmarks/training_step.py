@@ -15,8 +15,9 @@ import torch
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
 from modeling_jina_clip.modeling_jina_clip_text import JinaCLIPTextTransformer
-from trainer_ext.losses import clamped_temperature, info_nce
-from trainer_ext.resources import find_resource
+from trainer_ext.losses.info_nce import info_nce
+from trainer_ext.losses.logits import clamped_temperature
+from trainer_ext.recipe.reading import find_resource
 
 ROWS = 128
 VOCABULARY = 8000

@@ -19,8 +19,15 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from modeling_jina_clip import JinaCLIPConfig, JinaCLIPImageProcessor, JinaCLIPModel, JinaCLIPProcessor
-from trainer_ext.resources import find_resource
+from modeling_jina_clip import (
+    JinaCLIPConfig,
+    JinaCLIPImageProcessor,
+    JinaCLIPModel,
+    JinaCLIPProcessor,
+    initialize_towers,
+    save_published,
+)
+from trainer_ext.recipe.reading import find_resource
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -60,7 +67,7 @@ def from_towers(options: argparse.Namespace) -> JinaCLIPModel:
         )
     config.text_config.pad_token_id = tokenizer.pad_token_id
     model = JinaCLIPModel(config)
-    for tower, report in model.initialize_towers(text=options.text, vision=options.vision).items():
+    for tower, report in initialize_towers(model, text=options.text, vision=options.vision).items():
         print(f"{tower}: {report}")
         for kind in ("resized", "fresh", "dropped"):
             if names := getattr(report, kind):
@@ -89,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dtype:
             model = model.to(DTYPES[options.dtype])
         if options.published:
-            model.save_published(options.out)
+            save_published(model, options.out)
         else:
             model.save_pretrained(options.out)
             model.processor.save_pretrained(options.out)

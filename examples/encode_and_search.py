@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from trainer_ext.embedded import load_table, prepare
+from trainer_ext.demo_data import load_table
+from trainer_ext.demo_data.cache import prepare
 
 QUERIES = ["a red heart", "flag of France", "a clock", "an animal that barks"]
 

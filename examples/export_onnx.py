@@ -18,7 +18,7 @@ import onnxruntime
 from PIL import Image
 
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
-from trainer_ext.hub_folder.onnx_export import export_onnx
+from trainer_ext.hub.onnx_export import export_onnx
 
 TEXTS = ["a red heart", "a drawing of a clock", "four words and more of them, so that the other rows are padded"]
 

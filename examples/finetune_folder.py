@@ -3,27 +3,22 @@
     python examples/finetune_folder.py MODEL pictures/ captions.csv --texts pairs.csv --output_dir outputs/tuned
 
 MODEL is the folder of a trained model. captions.csv has the columns ``file`` (a path inside the folder) and
-``caption``; pairs.csv has ``query`` and ``positive``, texts that belong together. LoRA on both towers, a large batch by
-gradient cache. The same run is made without the text pairs too: the table shows what they keep alive. Every tenth row
-of both files is held out and measured.
+``caption``; pairs.csv has ``query`` and ``positive``, texts that belong together. It trains LoRA on both towers, with a
+large batch by gradient cache, and again without the text pairs: the table shows what the pairs preserve. Every tenth
+row of both files is held out and measured.
 """
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 import pandas
-from transformers import set_seed
+import torch
 
-from trainer_ext.arguments import training_arguments
-from trainer_ext.data_sources import load_sources
+from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
+from trainer_ext import train
 from trainer_ext.evaluation import Task, evaluate, image_text_tasks, text_task
-from trainer_ext.initial_model import initial_model
-from trainer_ext.recipe import load_recipe
-from trainer_ext.report import Report
-from trainer_ext.run_folder import RunFolder
-from trainer_ext.trainer import JinaCLIPTrainer
+from trainer_ext.evaluation.report import Report
 
 
 def read_table(path: Path, columns: list[str], least: int) -> pandas.DataFrame:
@@ -58,32 +53,22 @@ def write_data(arguments: argparse.Namespace) -> list[Task]:
     return [*image_text_tasks("pictures", pictures, list(grouped)), text_task("texts", test.to_numpy().tolist())]
 
 
-def tune(arguments: argparse.Namespace, tasks: list[Task], report: Report, name: str, overrides: list[str]) -> None:
-    """One run, in a folder with its record and figures; its row joins the report, the first run's "before" too."""
+def measure(folder: Path, tasks: list[Task]) -> dict[str, float]:
+    """Figures of the model in ``folder`` on the rows held out."""
+    model = JinaCLIPModel.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    model.processor = JinaCLIPProcessor.from_pretrained(folder)
+    return evaluate(model.encode_text, model.encode_image, tasks)
+
+
+def tune(arguments: argparse.Namespace, tasks: list[Task], report: Report, name: str, more: list[str]) -> None:
+    """One run in a folder of its own, with its record and its figures; its row joins the report."""
     out = arguments.output_dir.resolve()
-    values = [f"model={arguments.model.resolve()}", f"seed={arguments.seed}", f"stages.0.steps={arguments.steps}"]
-    values += [f"sources.pictures.location={out / 'captions.jsonl'}", f"sources.texts.location={out / 'pairs.csv'}"]
-    values += [f"stages.0.{side}.batch_size={arguments.batch_size}" for side in ("image_text", "text")]
-    recipe = load_recipe("finetune", [*values, *overrides])
-    folder = arguments.output_dir / name.replace(" ", "-")
-    set_seed(recipe.seed)
-    model, processor = initial_model(recipe)
-    model.processor = processor
-    measure = partial(evaluate, model.encode_text, model.encode_image, tasks)
-    if not report.rows:
-        report.add("before", measure())
-    trainer = JinaCLIPTrainer(
-        model=model,
-        args=training_arguments(recipe, folder),
-        recipe=recipe,
-        train_dataset=load_sources(recipe.used_sources()),
-        processing_class=processor,
-    )
-    RunFolder(folder, recipe, sys.argv[1:]).claim()
-    trainer.train()
-    trainer.save_model(str(folder))
-    report.add(name, measure())
-    own = Report(folder, tasks)  # where hub_upload.py looks for the figures of its card
+    overrides = [f"model={arguments.model.resolve()}", f"seed={arguments.seed}", f"stages.0.steps={arguments.steps}"]
+    overrides += [f"sources.pictures.location={out / 'captions.jsonl'}", f"sources.texts.location={out / 'pairs.csv'}"]
+    overrides += [f"stages.0.{side}.batch_size={arguments.batch_size}" for side in ("image_text", "text")]
+    run = train("finetune", arguments.output_dir / name.replace(" ", "-"), overrides=[*overrides, *more])
+    report.add(name, measure(run.folder, tasks))
+    own = Report(run.folder, tasks)  # where hub_upload.py looks for the figures of its card
     own.rows = [report.rows[0], report.rows[-1]]
     own.save()
 
@@ -105,6 +90,7 @@ def main() -> None:
         parser.error(f"--output_dir {arguments.output_dir}: is there already; name a new folder")
     tasks = write_data(arguments)
     report = Report(arguments.output_dir, tasks)
+    report.add("before", measure(arguments.model, tasks))
     tune(arguments, tasks, report, "with texts", [])
     tune(arguments, tasks, report, "pictures only", ["stages.0.text=null", "lora.towers=[text, vision]"])
     report.save()

@@ -19,7 +19,8 @@ from datasets import Dataset, load_dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
 
-from trainer_ext.embedded import load_table, prepare
+from trainer_ext.demo_data import load_table
+from trainer_ext.demo_data.cache import prepare
 
 
 def embedded_pairs() -> tuple[Dataset, Dataset]:

@@ -3,30 +3,27 @@
     python examples/hard_negatives.py MODEL pairs.csv --output_dir outputs/adapted
 
 MODEL is a folder with the sentence-transformers files, as ``hub_upload.py build`` writes it. pairs.csv has the columns
-``query`` and ``positive``; without it, pairs of the embedded dictionary are taken (headword, definition). The model
-ranks all positives for each query; the best wrong ones are its negatives. Training is stage 3 of arXiv 2405.20204 by
-itself: InfoNCE with hard negatives at a small rate, the image tower locked. Every tenth query is held out and measured.
+``query`` and ``positive``; without it, it takes pairs of the demo's dictionary (headword, definition). The model ranks
+all positives for each query; the best wrong ones are its negatives. Training is stage 3 of arXiv 2405.20204 by itself:
+InfoNCE with hard negatives at a small rate, the image tower locked. Every tenth query is held out and measured. The
+mined rows are kept beside the run, in OUTPUT_DIR-triplets.parquet.
 """
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
+import torch
 from datasets import Dataset, load_dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
-from transformers import set_seed
 
-from trainer_ext.arguments import training_arguments
-from trainer_ext.data_sources import load_sources
-from trainer_ext.embedded import load_table, prepare
-from trainer_ext.evaluation import HardNegativeTask, Task, evaluate, text_task
-from trainer_ext.initial_model import initial_model
-from trainer_ext.recipe import load_recipe
-from trainer_ext.report import Report
-from trainer_ext.run_folder import RunFolder
-from trainer_ext.trainer import JinaCLIPTrainer
+from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
+from trainer_ext import train
+from trainer_ext.demo_data import load_table, prepare
+from trainer_ext.evaluation import Task, evaluate, text_task
+from trainer_ext.evaluation.report import Report
+from trainer_ext.evaluation.tasks import HardNegativeTask
 
 NEGATIVES = 7  # as many as the paper
 
@@ -71,6 +68,13 @@ def tasks_of(rows: Dataset) -> list[Task]:
     return [text_task("texts", zip(rows["query"], rows["positive"], strict=True)), hard]
 
 
+def measure(folder: Path, tasks: list[Task]) -> dict[str, float]:
+    """Figures of the model in ``folder`` on the rows held out."""
+    model = JinaCLIPModel.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    model.processor = JinaCLIPProcessor.from_pretrained(folder)
+    return evaluate(model.encode_text, model.encode_image, tasks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of a model with its sentence-transformers files")
@@ -86,31 +90,18 @@ def main() -> None:
     rows = mine(arguments.model, read_pairs(arguments.pairs, arguments.rows), arguments.margin)
     if len(rows) < 20:
         sys.exit(f"only {len(rows)} queries have {NEGATIVES} hard negatives; give more pairs or a lower --margin.")
-    arguments.output_dir.mkdir(parents=True)
-    held_out, triplets = range(0, len(rows), 10), arguments.output_dir / "triplets.parquet"
+    out = arguments.output_dir
+    held_out, triplets = range(0, len(rows), 10), out.with_name(f"{out.name}-triplets.parquet")
+    triplets.parent.mkdir(parents=True, exist_ok=True)
     rows.select([row for row in range(len(rows)) if row not in held_out]).to_parquet(triplets)
     tasks = tasks_of(rows.select(held_out))
 
-    data = [f"model={Path(arguments.model).resolve()}", f"sources.mined.location={triplets.resolve()}"]
-    data += [f"stages.0.steps={arguments.steps}", f"stages.0.text.batch_size={arguments.batch_size}"]
-    recipe = load_recipe("hard_negatives", data)
-    set_seed(recipe.seed)
-    model, processor = initial_model(recipe)
-    model.processor = processor
-    report = Report(arguments.output_dir, tasks)
-    measure = partial(evaluate, model.encode_text, model.encode_image, tasks)
-    report.add("before", measure())
-    trainer = JinaCLIPTrainer(
-        model,
-        training_arguments(recipe, arguments.output_dir),
-        recipe=recipe,
-        train_dataset=load_sources(recipe.used_sources()),
-        processing_class=processor,
-    )
-    RunFolder(arguments.output_dir, recipe, sys.argv[1:]).claim()
-    trainer.train()
-    trainer.save_model(str(arguments.output_dir))
-    report.add("after", measure())
+    report = Report(out, tasks)
+    report.add("before", measure(Path(arguments.model), tasks))
+    overrides = [f"model={Path(arguments.model).resolve()}", f"sources.mined.location={triplets.resolve()}"]
+    overrides += [f"stages.0.steps={arguments.steps}", f"stages.0.text.batch_size={arguments.batch_size}"]
+    run = train("hard_negatives", out, overrides=overrides)
+    report.add("after", measure(run.folder, tasks))
     report.save()
     print(f"{len(rows)} queries with {NEGATIVES} mined negatives each\n{report.table()}")
 

@@ -3,10 +3,10 @@
     python examples/launch_training.py my_recipe.yaml --output_dir outputs/mine
     python examples/launch_training.py my_recipe.yaml --output_dir outputs/try --processes 2 stages.0.steps=20
 
-It prints the command, checks that each batch can be shared out, and runs it. What it runs is ``python -m trainer_ext``
-in every process, so overrides and ``--resume`` are the trainer's own, and the recipe means the same run on one process
-and on eight: ``batch_size`` counts the rows of a step over all of them, and every row is a negative for every other.
-Processes without a GPU meet through gloo; that is for trying, not faster.
+It checks that each batch divides by the processes, prints the command and runs it. Every process runs
+``python -m trainer_ext``, so overrides and ``--resume`` are the trainer's, and the recipe means the same run on one
+process and on eight: ``batch_size`` counts the rows of a step over all of them, and every row is a negative for every
+other. Processes without a GPU communicate through gloo, which is for trying out and not faster.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 import torch
 
 from trainer_ext.__main__ import parse
-from trainer_ext.recipe import load_recipe
+from trainer_ext.recipe.recipe import load_recipe
 
 
 def launcher(processes: int) -> list[str]:
@@ -28,7 +28,7 @@ def launcher(processes: int) -> list[str]:
 
 
 def refuse_uneven(command: list[str], processes: int) -> None:
-    """Say which batch cannot be shared out, before as many processes say it as there are."""
+    """Report a batch that does not divide once, instead of once per process."""
     options = parse(command)
     for stage in load_recipe(options.recipe, options.overrides).stages:
         for name, side in stage.sides():

@@ -16,9 +16,9 @@ import torch
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, set_seed
 
 from modeling_jina_clip import JinaCLIPTextForMaskedLM
-from trainer_ext.initial_model import initial_model
-from trainer_ext.recipe import load_recipe
-from trainer_ext.tokenizer_training import training_texts
+from trainer_ext.recipe.recipe import load_recipe
+from trainer_ext.run.start import initial_model
+from trainer_ext.run.tokenizer import training_texts
 
 MASKED = 0.3  # the share of tokens to guess: JinaBERT's (arXiv 2310.19923), twice BERT's
 
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
-    trainer.save_model()  # weights, configuration, the code that loads them elsewhere, and the tokenizer
+    trainer.save_model()  # weights, configuration and tokenizer
     print(f"cross-entropy of masked tokens in {held_out} held-out texts: {before:.2f} before, {after:.2f} after")
     print(f"start from it: python -m trainer_ext {options.recipe} initialize.text={options.out} tokenizer=null ...")
 

@@ -4,9 +4,9 @@
     python examples/train_from_scratch.py pictures/ captions.csv pairs.csv --output_dir outputs/mine --only_write
 
 captions.csv has the columns ``file`` (a path inside the folder), ``caption`` and, if you have them, ``long_caption``;
-pairs.csv has ``query`` and ``positive``, texts that belong together. Stage 1 learns from short captions and pairs, 2
-from long captions, 3 from hard negatives, which BM25 finds among the positives (arXiv 2405.20204, section 4;
-it needs the extra ``demo``). OUTPUT_DIR gets the data, ``recipe.yaml`` and the run. Edit the recipe and start it again
+pairs.csv has ``query`` and ``positive``, texts that belong together. Stage 1 learns from short captions and pairs,
+stage 2 from long captions, stage 3 from hard negatives, which BM25 finds among the positives (arXiv 2405.20204, section
+4; it needs the extra ``demo``). OUTPUT_DIR gets the data, ``recipe.yaml`` and the run. Edit the recipe and run it again
 with ``python -m trainer_ext OUTPUT_DIR/recipe.yaml``; examples/launch_training.py starts it on several GPUs.
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 import pandas
 import yaml
 
-from trainer_ext.__main__ import main as train
-from trainer_ext.embedded.mining import NEGATIVES, Miner
-from trainer_ext.embedded.text_tables import Pair
+from trainer_ext import train
+from trainer_ext.demo_data.dictionary import Pair
+from trainer_ext.demo_data.mining import NEGATIVES, Miner
 
 STAGES = {"short-captions": (1.0e-3, 32), "long-captions": (4.0e-4, 80), "hard-negatives": (1.5e-4, 80)}
 
@@ -103,7 +103,12 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = out / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(recipe_of(options, has_long), sort_keys=False), encoding="utf-8")
     print(f"{len(captions)} captions, {len(pairs)} pairs, {len(triplets)} of them with hard negatives: {recipe}")
-    return 0 if options.only_write else train([str(recipe), "--output_dir", str(out / "run")])
+    if not options.only_write:
+        try:
+            train(recipe, out / "run")
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+    return 0
 
 
 if __name__ == "__main__":

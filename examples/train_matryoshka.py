@@ -3,8 +3,8 @@
     python examples/train_matryoshka.py outputs/matryoshka --steps 220
     python examples/train_matryoshka.py outputs/mine --recipe my_recipe.yaml --dims 128,32 evaluation=openmoji
 
-Both runs are the first stage of a recipe, equal but for the key ``matryoshka``: one trains the whole embedding alone,
-the other its prefixes too. Both are measured at every width. Each run's folder holds its own report.
+Both runs are the first stage of a recipe and differ only in the key ``matryoshka``: one trains the whole embedding
+alone, the other its prefixes too. Both are measured at every width. Each run's folder has its own report.
 """
 
 import argparse
@@ -13,27 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from trainer_ext import load_recipe
-from trainer_ext.__main__ import main as train
-from trainer_ext.recipe_objective import embedding_width
-from trainer_ext.report import metric_words
-from trainer_ext.resources import find_resource
+from trainer_ext import load_recipe, train
+from trainer_ext.evaluation.report import metric_words
+from trainer_ext.recipe.checks import embedding_width
+from trainer_ext.recipe.reading import find_resource
 
 
 def first_stage(recipe: str, overrides: Sequence[str], steps: int) -> tuple[list[str], str, int]:
-    """Overrides that leave one stage of so many steps; the suite it is measured by; the embedding's width."""
+    """Overrides that leave the first stage, with ``steps`` steps; the evaluation suite; the embedding's width."""
     loaded = load_recipe(recipe, overrides)
     if loaded.evaluation is None:
         raise SystemExit(f"{recipe} measures nothing: add evaluation=SUITE, for example evaluation=openmoji")
     stage = loaded.stages[0].model_dump(mode="json") | {"steps": steps, "warmup_steps": 0.1}
     width = embedding_width(find_resource("models", loaded.model))
     return [f"stages={json.dumps([stage])}"], loaded.evaluation.suite, width
-
-
-def measured(folder: Path) -> dict[str, float]:
-    """The figures after training."""
-    rows = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["rows"]
-    return [row for row in rows if row["kind"] == "stage"][-1]["metrics"]
 
 
 def at_width(metrics: dict[str, float], dim: int, full: int) -> dict[str, float]:
@@ -73,13 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides, suite, full = first_stage(options.recipe, options.overrides, options.steps)
     dims = sorted({int(dim) for dim in options.dims.split(",")} - {full}, reverse=True)
     overrides = [*options.overrides, *overrides, f"evaluation={{suite: {suite}, truncate_dims: {dims}}}"]
-    kinds = {"with Matryoshka": [f"matryoshka={{dims: {[full, *dims]}}}"], "without": []}
+    kinds: dict[str, list[str]] = {"with Matryoshka": [f"matryoshka={{dims: {[full, *dims]}}}"], "without": []}
+    runs = {}
     for name, more in kinds.items():
         folder = options.output_dir / name.replace(" ", "-").lower()
         print(f"--- {name}: {folder}", flush=True)
-        if code := train([options.recipe, "--output_dir", str(folder), *overrides, *more]):
-            raise SystemExit(code)
-    runs = {name: measured(options.output_dir / name.replace(" ", "-").lower()) for name in kinds}
+        runs[name] = train(options.recipe, folder, overrides=[*overrides, *more]).metrics
     print(f"\nMeans over the tasks of {suite}, in percent; in brackets, of the same run's full width.")
     print(table(runs, [full, *dims], full))
 

@@ -1,18 +1,43 @@
-"""Configuration of Jina CLIP: the schema that every ``config.json`` and every preset must satisfy.
+"""Configuration of Jina CLIP: the schema of every ``config.json`` and every model preset.
 
-Reads the schema of the published checkpoints (``jinaai/jina-clip-v1``, arXiv 2405.20204) unchanged. There the sizes of
-the text tower are not in the file: they are those of the repository named in ``hf_model_name_or_path``, overridden by
-``hf_model_config_kwargs``. Here they are plain fields, filled from both at load time.
+Reads the configs of the published checkpoints (``jinaai/jina-clip-v1``, arXiv 2405.20204) unchanged. These do not store
+the sizes of the text tower: they come from the repository named in ``hf_model_name_or_path``, overridden by
+``hf_model_config_kwargs``. Here they are plain fields, filled from both when a config is loaded.
 """
 
 import math
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
+import transformers
+from packaging.version import Version
 from transformers.configuration_utils import PretrainedConfig
 
-# What `hf_model_config_kwargs` may hold besides architecture fields: switches of the original runtime that choose a
-# kernel or a way of loading, not a result.
+OLDEST_TRANSFORMERS = "5.5"
+
+
+def require_version(library: str, installed: str, oldest: str) -> None:
+    """Raise ``ImportError`` if a library is too old for this code.
+
+    Example::
+
+        >>> require_version("transformers", "4.57.6", "5.5")
+        Traceback (most recent call last):
+        ImportError: this model needs transformers>=5.5, but 4.57.6 is installed; upgrade it, or convert the folder ...
+    """
+    if Version(installed).release < Version(oldest).release:
+        raise ImportError(
+            f"this model needs {library}>={oldest}, but {installed} is installed; upgrade it, or convert the folder "
+            "with save_published of the package modeling-jina-clip, which writes the layout that older runtimes read"
+        )
+
+
+# Remote code loads this file first. Older versions would fail below, inside `strict`, without naming the cause.
+require_version("transformers", transformers.__version__, OLDEST_TRANSFORMERS)
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+
+# Keys of `hf_model_config_kwargs` that are not architecture fields: they choose a kernel or a way of loading in the
+# original code, and do not change results.
 _RUNTIME_SWITCHES = frozenset(
     {
         "fused_bias_fc",
@@ -26,7 +51,7 @@ _RUNTIME_SWITCHES = frozenset(
     }
 )
 
-# Sizes of the text repositories that published configs point to; those of jina-clip-v1 are the fields' defaults.
+# Sizes of the text repositories named in published configs; those of jina-clip-v1 are the defaults of the fields.
 _XLM_ROBERTA = {
     "vocab_size": 250002,
     "hidden_size": 1024,
@@ -66,8 +91,8 @@ def _check_numbers(config: PretrainedConfig, sizes: tuple[str, ...], rates: tupl
 class JinaCLIPTextConfig(PretrainedConfig):
     """Configuration of the text tower (defaults: JinaBERT as in jina-clip-v1, arXiv 2405.20204, section 3).
 
-    The output is ``embed_dim`` wide. There is no projection in the published model, so ``embed_dim == hidden_size``
-    unless ``proj_type="linear"``.
+    The output has ``embed_dim`` dimensions. The published models have no projection, so ``embed_dim`` must equal
+    ``hidden_size`` unless ``proj_type="linear"``.
 
     Example::
 
@@ -110,9 +135,9 @@ class JinaCLIPTextConfig(PretrainedConfig):
     hf_model_config_kwargs: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        published = self.hf_model_config_kwargs is not None  # a file saved by this code has plain fields instead
+        published = self.hf_model_config_kwargs is not None  # files saved by this code have plain fields instead
         repository = TEXT_REPOSITORIES.get(self.hf_model_name_or_path, {}) if published else {}
-        if self.pad_token_id is None:  # the published file says null: the id is the text repository's
+        if self.pad_token_id is None:  # null in the published file: the id is the text repository's
             self.pad_token_id = 0
         for key, value in (repository | (self.hf_model_config_kwargs or {})).items():
             if key in type(self).__dataclass_fields__:
@@ -120,16 +145,16 @@ class JinaCLIPTextConfig(PretrainedConfig):
             elif key not in _RUNTIME_SWITCHES:
                 raise ValueError(
                     f"text_config.hf_model_config_kwargs has an unknown key {key!r} (value {value!r}); "
-                    "known are the fields of JinaCLIPTextConfig."
+                    "expected are the fields of JinaCLIPTextConfig."
                 )
-        # Merged above: one place per value from here on, so that nothing can disagree after a save.
+        # Merged into the fields above, so that a saved file has each value once.
         self.hf_model_config_kwargs = None
         super().__post_init__(**kwargs)
         self._check()
 
     @property
     def lora_task_index(self) -> int | None:
-        """Which adapter acts on every text, None for none. The published code never uses another than the default."""
+        """Index of the adapter applied to every text, or None. The published code, too, uses only the default."""
         return self.lora_adaptations.index(self.default_lora_task) if self.default_lora_task else None
 
     def _check(self) -> None:
@@ -180,8 +205,8 @@ class JinaCLIPTextConfig(PretrainedConfig):
 class JinaCLIPVisionConfig(PretrainedConfig):
     """Configuration of the EVA02 image tower (defaults: jina-clip-v1, EVA02-B/16 at 224 px).
 
-    Field names are those of the published ``vision_config``. ``pt_hw_seq_len`` is the grid side of pre-training and
-    ``intp_freq`` tells whether rotary positions are squeezed onto it (v1: 14 and False).
+    Field names are those of the published ``vision_config``. ``pt_hw_seq_len`` is the side of the pre-training grid;
+    with ``intp_freq`` rotary positions are scaled to it (v1: 14 and False).
 
     Example::
 
@@ -250,7 +275,7 @@ class JinaCLIPVisionConfig(PretrainedConfig):
                 f"vision_config.width={self.width} must be a multiple of head_width={self.head_width}, and head_width "
                 "a multiple of 4 (half of it turns by row, half by column, in pairs)."
             )
-        if self.image_size < self.patch_size:  # v2 has 512 / 14: the patches cover 504 px and the rest is cut off
+        if self.image_size < self.patch_size:  # no need to divide: v2 has 512 / 14, patches cover 504 px
             raise ValueError(
                 f"vision_config.image_size={self.image_size} is smaller than patch_size={self.patch_size}."
             )
@@ -265,7 +290,7 @@ class JinaCLIPVisionConfig(PretrainedConfig):
 class JinaCLIPConfig(PretrainedConfig):
     """Configuration of ``JinaCLIPModel``: two towers and one trainable logit scale.
 
-    Raises ``ValueError`` when the towers do not meet in one space.
+    Raises ``ValueError`` if the towers have different output dimensions.
 
     Example::
 
@@ -275,8 +300,8 @@ class JinaCLIPConfig(PretrainedConfig):
     """
 
     model_type = "jina_clip"
-    # Instances of sub-configs are told apart by `model_type`, never by class: loaded as remote code from a local
-    # folder, this file may live in two modules at once.
+    # Identify sub-configs by `model_type`, not by class: loaded as remote code from a local folder, this file may exist
+    # as two modules.
     sub_configs = {"text_config": JinaCLIPTextConfig, "vision_config": JinaCLIPVisionConfig}
 
     text_config: dict | PretrainedConfig | None = None
@@ -295,7 +320,7 @@ class JinaCLIPConfig(PretrainedConfig):
                 setattr(self, key, config_class(**(value or {})))
         if self.projection_dim is None:
             self.projection_dim = self.text_config.embed_dim
-        # A choice of a tower's own is overwritten by transformers, which knows only that of the whole.
+        # transformers overwrites a tower's own attention backend with that of the whole model; restore it below.
         own = {key: getattr(self, key)._attn_implementation for key in self.sub_configs}
         super().__post_init__(**kwargs)
         for key, backend in own.items():

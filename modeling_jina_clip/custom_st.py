@@ -1,19 +1,25 @@
-"""The sentence-transformers module: texts, images and lists that mix them.
+"""The sentence-transformers module: encodes texts, images and lists of both.
 
-Adds two things to the stock module: a list may hold texts and images at once, and a plain string is always a text, so
-that no file is opened and no URL fetched because a text looks like one. An image is given as PIL, array, tensor or
-``{"image": ...}``, in which a string is a path or a ``data:image/`` URI. A URL there is fetched only after
-``model[0].allow_urls = True``.
+Adds two things to the stock module. A list may mix texts and images. A plain string is always a text, so that a text
+that looks like a path or a URL is never opened or fetched. Pass images as PIL, array, tensor or ``{"image": ...}``,
+where a string is a path or a ``data:image/`` URI; URLs there are fetched only after ``model[0].allow_urls = True``.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import sentence_transformers
 import torch
-from sentence_transformers.base.modality import infer_modality
-from sentence_transformers.base.modules.transformer import Transformer as StockTransformer
 
+from .configuration_jina_clip import require_version
 from .image_urls import URL_THREADS, fetch_url, is_url
+
+# Checked before the imports below, which older versions do not have.
+OLDEST_SENTENCE_TRANSFORMERS = "5.5.1"
+require_version("sentence-transformers", sentence_transformers.__version__, OLDEST_SENTENCE_TRANSFORMERS)
+
+from sentence_transformers.base.modality import infer_modality  # noqa: E402
+from sentence_transformers.base.modules.transformer import Transformer as StockTransformer  # noqa: E402
 
 
 class Transformer(StockTransformer):
@@ -25,17 +31,17 @@ class Transformer(StockTransformer):
         model.encode(["a red bus", Image.open("bus.png"), {"image": "cat.png"}])  # (3, dim)
     """
 
-    # Whether `{"image": "https://..."}` is fetched. Set by the program that holds the model and by nothing else: it is
-    # no argument of the constructor and not among `config_keys`, so that no file of a repository can switch it on.
+    # Whether to fetch `{"image": "https://..."}`. Only the calling program can set it: it is neither an argument of the
+    # constructor nor in `config_keys`, so no file of a repository can switch it on.
     allow_urls: bool = False
 
     @property
     def modalities(self) -> list[str]:
-        # sentence-transformers calls a batch of several kinds "message" and asks whether the module takes it.
+        # sentence-transformers calls a batch of several kinds "message" and checks that the module supports it.
         return [*self.modality_config, "message"]
 
     def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Tokenize texts and prepare images; a mixed list keeps the position of each kind beside its features."""
+        """Tokenize texts and preprocess images; for a mixed list, keep the positions of each kind with its features."""
         inputs = self._without_urls([{"text": item} if isinstance(item, str) else item for item in inputs])
         kinds = [infer_modality(item, list(self.modality_config)) for item in inputs]
         unknown = sorted({str(kind) for kind in kinds} - set(self.modality_config))
@@ -52,14 +58,14 @@ class Transformer(StockTransformer):
         return {**features, "modality": "mixed"}
 
     def _without_urls(self, inputs: list[Any]) -> list[Any]:
-        """``inputs`` with the bytes in place of URLs, where those are allowed."""
+        """``inputs`` with URLs replaced by the bytes fetched from them, if allowed."""
         found = {
             i: item["image"] for i, item in enumerate(inputs) if isinstance(item, dict) and is_url(item.get("image"))
         }
         if not found:
             return inputs
         if not self.allow_urls:
-            raise ValueError(  # without a position: sentence-transformers sorts its inputs before this
+            raise ValueError(  # without a position: sentence-transformers has sorted the inputs
                 f"{next(iter(found.values()))[:100]!r} is a URL, and URLs are not fetched unless you set "
                 "model[0].allow_urls = True; or download it and pass the opened image or the path."
             )
@@ -68,7 +74,7 @@ class Transformer(StockTransformer):
         return [{**item, "image": fetched[i]} if i in fetched else item for i, item in enumerate(inputs)]
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Embed each kind by its tower and put the rows back in the order of the inputs."""
+        """Embed each kind with its tower and restore the order of the inputs."""
         if features.get("modality") != "mixed":
             return super().forward(features, **kwargs)
         embeddings, positions = [], []

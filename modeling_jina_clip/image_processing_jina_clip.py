@@ -1,31 +1,284 @@
 """Image preprocessing of Jina CLIP in PIL and numpy, bit for bit that of the published checkpoints.
 
 RGB, shortest side to ``size`` (bicubic), centre crop, scale to [0, 1], normalise. Needs no torchvision.
+
+This file opens all image inputs. A ``str`` is a path, a ``data:image/`` URI, or with ``allow_urls=True`` an http(s)
+URL; nothing else is guessed. Limits apply to what is opened, so that a decompression bomb or a truncated file ends in a
+clear error.
+
+``list_of_images`` tells a single image from a collection. A collection is any iterable: lists, tuples, generators,
+``dict.values()``, columns of ``datasets`` and pandas, arrays of strings or objects. Files, bytes and arrays of pixels
+are iterable, too, but are single images.
+
+Order of this file: opening, RGB, collections and errors, the processor.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import base64
+import binascii
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .image_inputs import MAX_PIXELS, error_at, open_image, to_rgb
-from .image_urls import URL_THREADS
-from .input_lists import list_of_images
+from .image_urls import URL_THREADS, fetch_url, is_url
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 MAX_THREADS = 8  # each may hold a decoded image of MAX_PIXELS
+
+# Where Pillow itself refuses a file (twice its Image.MAX_IMAGE_PIXELS): about 13,300 x 13,300 px, 540 MB decoded.
+MAX_PIXELS = 178_956_970
+# Formats made of pixels (HEIF with pillow-heif). Pillow reads more, some by starting a program: Ghostscript for EPS.
+FORMATS = frozenset(
+    (
+        *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
+        *("MPO", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"),
+    )
+)
+
+
+def open_image(source: Any, allow_urls: bool = False) -> Any:
+    """Open a path, URL, ``data:image/`` URI, bytes or file as a PIL image; PIL images, arrays and tensors pass through.
+
+    A file object is read from its beginning if it can be rewound, and not closed. Files, and PIL images that
+    ``Image.open`` has just returned, are turned upright by their EXIF orientation. Of an animation the first frame is
+    read, or the one to which a PIL image was set.
+
+    Args:
+        source: the image.
+        allow_urls: whether a string that is an http(s) URL may be fetched (see ``image_urls`` for the limits).
+
+    Raises:
+        ValueError: the source is a URL without ``allow_urls``, too large, truncated or not an image.
+        FileNotFoundError: the file does not exist.
+        TimeoutError: a URL takes too long.
+        ConnectionError: the server of a URL cannot be reached or stops early.
+
+    Example::
+
+        >>> open_image(Image.new("L", (2, 3))).size
+        (2, 3)
+    """
+    if isinstance(source, ImageFile.ImageFile):
+        return _upright(source, "PIL image")
+    if isinstance(source, Image.Image):
+        _check_pixels(source, "PIL image")
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(bytes(source)), f"{memoryview(source).nbytes} bytes")
+    if hasattr(source, "read") and not isinstance(source, os.PathLike):
+        return _decode(io.BytesIO(_file_bytes(source)), _file_name(source))
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return _decode(io.BytesIO(_data_uri_bytes(source)), _shown(source))
+    if is_url(source):
+        if not allow_urls:
+            raise ValueError(
+                f"{_shown(source)} is a URL, and URLs are not fetched unless you pass allow_urls=True; or download it "
+                "and pass the bytes or the path."
+            )
+        return _decode(io.BytesIO(fetch_url(source)), _shown(source))
+    if isinstance(source, (str, os.PathLike)):
+        path = _existing(source)
+        return _decode(path, repr(str(path)))
+    return source
+
+
+def to_rgb(image: Any) -> np.ndarray:
+    """One image as uint8 RGB, (height, width, 3). Alpha is dropped; of an animation the first frame is taken.
+
+    Accepts PIL images of any mode and arrays or tensors (grey, RGB or RGBA; channels first or last; uint8, or float in
+    [0, 1]). Raises ``ValueError`` for any other shape or range, ``TypeError`` for another type.
+
+    Example::
+
+        >>> to_rgb(np.zeros((3, 4, 5), dtype=np.uint8)).shape
+        (4, 5, 3)
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(_pil_to_rgb(image))
+    if hasattr(image, "detach"):  # a tensor; numpy has no bfloat16
+        image = (image.detach().float() if image.is_floating_point() else image.detach()).cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"cannot read an image from {type(image).__name__}; pass PIL, numpy, tensor, path, bytes or a file"
+        )
+    return _array_to_rgb(image)
+
+
+def _shown(source: str) -> str:
+    return repr(source if len(source) <= 100 else source[:97] + "...")
+
+
+def _existing(source: str | os.PathLike) -> Path:
+    try:
+        path = Path(source).expanduser()
+        found = path.is_file()
+    except (OSError, RuntimeError) as error:  # too long for a path, or the home of a user who does not exist
+        raise FileNotFoundError(f"{_shown(str(source))} is not a path: {str(error)[:60]}") from error
+    if not found:
+        raise FileNotFoundError(f"no image file at {_shown(str(path))}")
+    return path
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"{name} has {image.width} x {image.height} = {image.width * image.height} pixels, above {MAX_PIXELS}; "
+            "shrink it."
+        )
+    if not image.width or not image.height:
+        raise ValueError(f"{name} has {image.width} x {image.height} pixels; it is empty.")
+
+
+def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not an image in a known format.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels: {error} Shrink it.") from error
+    except Exception as error:  # Pillow's readers let errors of many kinds through
+        raise ValueError(f"{name} cannot be decoded: {error}.") from error
+    with image:
+        return _upright(image, name)
+
+
+def _upright(image: ImageFile.ImageFile, name: str) -> Image.Image:
+    """A decoded copy of an opened file, turned by its EXIF orientation."""
+    if image.format not in FORMATS:
+        raise ValueError(
+            f"{name} is a file of format {image.format}, which is not read; pass image.convert('RGB') if you trust it."
+        )
+    _check_pixels(image, name)
+    try:
+        return ImageOps.exif_transpose(image)  # always a copy
+    except Exception as error:
+        raise ValueError(f"{name} cannot be decoded: {error}.") from error
+
+
+def _data_uri_bytes(uri: str) -> bytes:
+    header, separator, payload = uri.partition(",")
+    header = header.lower()  # types and encodings are case-insensitive
+    if not header.startswith("data:image/"):
+        raise ValueError(
+            f"data URI {uri[:40]!r}... does not say that it holds an image; write data:image/png;base64,... or pass "
+            "the decoded bytes."
+        )
+    if not separator or not header.endswith(";base64"):
+        raise ValueError(f"data URI {uri[:40]!r}... must look like data:image/png;base64,...")
+    try:
+        return base64.b64decode("".join(payload.split()), validate=True)  # may be split into lines
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"data URI {uri[:40]!r}... holds broken base64: {error}.") from error
+
+
+def _file_name(file: Any) -> str:
+    name = getattr(file, "name", None)
+    return _shown(name) if isinstance(name, str) else f"a {type(file).__name__}"
+
+
+def _file_bytes(file: Any) -> bytes:
+    try:
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)  # a file just written is at its end
+        data = file.read()
+    except ValueError as error:  # closed, or not valid text
+        raise ValueError(f"{_file_name(file)} cannot be read: {error}; open it again with open(path, 'rb').") from error
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"{_file_name(file)} is a file of text; open it with open(path, 'rb').")
+    return data
+
+
+def _pil_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255 instead of scaling it
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        low, high = image.getextrema()
+        if low < 0 or high > (255 if image.mode == "I" else 1):
+            raise ValueError(f"PIL mode {image.mode!r} with values {low}..{high} has no fixed white; convert to RGB.")
+        values = np.asarray(image) * (1 if image.mode == "I" else 255)
+        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError(f"an array of shape {shape} is not an image; expected (h, w), (h, w, 1|3|4) or (1|3|4, h, w)")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            found = f"{array.min()}..{array.max()}"
+            raise ValueError(f"a float image must lie in [0, 1], got {found}; divide by its white value")
+        array = (array * 255).round()
+    elif array.dtype != np.uint8:
+        kind = array.dtype
+        raise ValueError(f"an image array must be uint8 or float in [0, 1], got {kind}; divide by its white value")
+    array = array[..., :3].astype(np.uint8)
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+
+
+def list_of_images(images: Any) -> tuple[bool, list[Any]]:
+    """Whether ``images`` is a single image, and the images as a list. Arrays and tensors with four axes are batches.
+
+    Items are not checked here; ``open_image`` and ``to_rgb`` raise for what is not an image.
+
+    Example::
+
+        >>> pixels = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+        >>> [len(list_of_images(images)[1]) for images in (pixels, pixels[0], "cat.png", {"a": "cat.png"}.values())]
+        [2, 1, 1, 1]
+    """
+    if isinstance(images, np.ndarray) and not images.ndim:
+        images = images.item()
+    pixels = torch.is_tensor(images) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OUT")
+    if pixels:
+        several = images.ndim == 4 or (images.ndim == 1 and not len(images))
+        return (False, list(images)) if several else (True, [images])
+    refuse_tables(images, "images")
+    whole = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping)
+    if isinstance(images, whole) or hasattr(images, "read") or not isinstance(images, Iterable):
+        return True, [images]
+    return False, list(images)
+
+
+def error_at(position: int, error: Exception) -> Exception:
+    """``error`` with the position of its image in the message and as ``image_position``.
+
+    The type is the nearest one that takes a single text: some errors of Pillow and Python need more arguments.
+    """
+    kinds = (FileNotFoundError, TimeoutError, ConnectionError, OSError, TypeError)
+    named = next((kind for kind in kinds if isinstance(error, kind)), ValueError)(f"image {position}: {error}")
+    named.image_position = position
+    return named
+
+
+def refuse_tables(inputs: Any, kind: str) -> None:
+    """Raise for a pandas table: iterating it gives column names, which would be taken for texts or paths."""
+    if getattr(inputs, "ndim", 1) == 2 and hasattr(inputs, "columns"):
+        raise TypeError(f"got a table with columns {list(inputs.columns)[:6]}; pass the column that holds the {kind}")
+
+
+def brief(item: Any) -> str:
+    """Type and beginning of an input, for error messages."""
+    return f"{type(item).__name__}: {str(item)[:60]!r}"
 
 
 class JinaCLIPImageProcessor(BaseImageProcessor):
     """Turn images into ``pixel_values`` (batch, 3, size, size) float32.
 
     Argument names are those of the published ``preprocessor_config.json``. ``resize_mode`` is ``"shortest"`` (crop the
-    middle), ``"longest"`` (pad with ``fill_color``) or ``"squash"``.
+    centre), ``"longest"`` (pad with ``fill_color``) or ``"squash"``.
 
     Example::
 
@@ -68,33 +321,33 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
     ) -> BatchFeature:
         """Preprocess one image or several: PIL, numpy, tensor, path, bytes, opened file or data URI.
 
-        Images are decoded and resized by several threads: as many as torch uses, which is one in a worker of a data
-        loader, and at most ``MAX_THREADS``.
+        Images are decoded and resized in as many threads as torch uses (one in a data loader's worker), at most
+        ``MAX_THREADS``.
 
         Args:
             images: one image, a list or other collection of them, or an array or tensor with four axes.
-            size: overrides the side for this call (a training stage may use another one).
+            size: overrides the side for this call, e.g. for a training stage.
             return_tensors: ``"pt"``, ``"np"`` or None for numpy.
-            allow_urls: whether strings that are http(s) URLs are fetched. An argument only: no file of a model can
+            allow_urls: whether strings that are http(s) URLs are fetched. Only an argument: no file of a model can
                 set it.
 
         Raises:
-            ValueError: naming the position of an image that cannot be used.
-            TypeError: naming the position of what is no image at all, or an unknown argument.
-            OSError: naming the position of a file that is not there or a URL that cannot be fetched.
+            ValueError: an image cannot be used; names its position.
+            TypeError: an item is not an image (names its position), or an argument is unknown.
+            OSError: a file is missing or a URL cannot be fetched; names its position.
         """
         if kwargs:
             raise TypeError(f"unknown arguments {sorted(kwargs)}; known are size, return_tensors and allow_urls")
         pixels = self.fitted(images, size, allow_urls)
-        # Channels first only at the end: the arithmetic is the same, the memory walk is not.
+        # Channels first only at the end: same arithmetic, better memory access.
         values = (pixels.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
         values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
     def fitted(self, images: Any, size: int | dict[str, int] | None = None, allow_urls: bool = False) -> np.ndarray:
-        """The images of ``preprocess`` before scaling and normalising: (batch, size, size, 3) uint8, a quarter of it.
+        """The images of ``preprocess`` before scaling and normalising: (batch, size, size, 3) uint8.
 
-        Training keeps its batches so, and normalises them on the device, a part at a time.
+        A quarter as large: training keeps batches in this form and normalises them on the device, in parts.
 
         Example::
 
@@ -103,7 +356,7 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         """
         side = self.size if size is None else _side(size)
         images = list_of_images(images)[1]
-        # One object given twice is read once: two threads must not read one lazily opened file at the same time.
+        # Read an object that occurs twice only once: two threads must not read one lazily opened file.
         rows: dict[int, list[int]] = {}
         for position, image in enumerate(images):
             rows.setdefault(id(image), []).append(position)
@@ -145,7 +398,7 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
 
 
 def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[Any]:
-    """``map`` with several threads: results in order, the first error in order is raised and the rest dropped."""
+    """``map`` with several threads: results in order; the first error in order is raised, others are dropped."""
     threads = min(threads, len(items))
     if threads < 2:
         yield from map(function, items)
@@ -155,7 +408,7 @@ def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: i
 
 
 def _side(size: int | dict[str, int]) -> int:
-    """The output side from an int or the size dictionaries that transformers writes."""
+    """The output side from an int or a size dictionary of transformers."""
     if isinstance(size, dict) or hasattr(size, "keys"):
         values = {value for value in dict(size).values() if value is not None}
         if len(values) != 1:

@@ -1,8 +1,8 @@
-"""Images from the web, for callers who asked for them: http(s) only, limited, and never from inside a network.
+"""Fetch images from the public web: http(s) only, within limits, and never from a private network.
 
-Nothing here runs unless the caller passed ``allow_urls=True``. Names are resolved once, every address is checked, and
-the connection goes to an address that was checked, so that a name cannot change its meaning in between. Redirects pass
-the same checks. Proxies and ``.netrc`` are not consulted. Standard library only.
+Nothing is fetched unless the caller passes ``allow_urls=True``. A name is resolved once, all its addresses are checked,
+and the connection goes to a checked address, so that the name cannot resolve to another one in between. Redirects pass
+the same checks. Proxies and ``.netrc`` are ignored. Standard library only.
 """
 
 import http.client
@@ -19,20 +19,20 @@ from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 MAX_BYTES = 32 * 2**20
-TIMEOUT_SECONDS = 20.0  # for all of it: resolution, redirects, and the last byte
+TIMEOUT_SECONDS = 20.0  # in all, from name resolution and redirects to the last byte
 MAX_REDIRECTS = 3
-URL_THREADS = 8  # a thread that waits for a server needs no core
+URL_THREADS = 8  # waiting for a server takes no processor time
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-# Not private by the registry or not in every Python's copy of it, but no place for pictures: protocol assignments (one
-# cloud keeps its instance metadata there), 6to4 relays, another cloud's host service.
+# Not private in the registry, or not in every Python's copy of it, but not public web servers either: protocol
+# assignments (one cloud has its instance metadata there), 6to4 relays, another cloud's host service.
 _NEVER = tuple(ipaddress.ip_network(name) for name in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"))
 
 
 def is_url(source: Any) -> bool:
-    """Whether ``source`` is a string that begins with a scheme, as in ``https://`` or ``file://``.
+    """Whether ``source`` is a string that starts with a scheme, such as ``https://`` or ``file://``.
 
     Example::
 
@@ -43,9 +43,9 @@ def is_url(source: Any) -> bool:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address lies in the public internet: no private, loopback, link-local, multicast or reserved one.
+    """Whether an address is on the public internet: not private, loopback, link-local, multicast or reserved.
 
-    An IPv4 address inside an IPv6 one counts as what it leads to (mapped) or is refused (6to4, Teredo, NAT64).
+    An IPv4 address inside an IPv6 one is judged by the IPv4 address (mapped) or refused (6to4, Teredo, NAT64).
 
     Example::
 
@@ -61,10 +61,10 @@ def is_public(address: Address) -> bool:
 
 
 def fetch_url(url: str) -> bytes:
-    """The bytes behind ``url``.
+    """The bytes at ``url``.
 
-    Raises ``ValueError`` for what is refused (scheme, user name, address, size, redirects, status), ``TimeoutError``
-    after ``TIMEOUT_SECONDS`` in all, ``ConnectionError`` when the server cannot be reached or stops early.
+    Raises ``ValueError`` if it is refused (scheme, user name, address, size, redirects, status), ``TimeoutError`` after
+    ``TIMEOUT_SECONDS`` in all, and ``ConnectionError`` if the server cannot be reached or stops early.
     """
     return _fetch(url, is_public)
 
@@ -75,7 +75,7 @@ def _fetch(
     max_bytes: int = MAX_BYTES,
     timeout: float = TIMEOUT_SECONDS,
 ) -> bytes:
-    """``fetch_url`` with its limits and its rule for addresses as arguments, so that tests can serve on loopback."""
+    """``fetch_url`` with its limits and address rule as arguments, so that tests can use a server on loopback."""
     deadline = time.monotonic() + timeout
     try:
         here = url
@@ -88,8 +88,8 @@ def _fetch(
                 here = _redirected(here, answer.getheader("Location"))
         raise ValueError(f"it redirects more than {MAX_REDIRECTS} times")
     except TimeoutError as error:
-        raise TimeoutError(f"{_shown(url)} was not there within {timeout:g} seconds") from error
-    except (OSError, http.client.HTTPException) as error:  # before ValueError: a bad certificate is both
+        raise TimeoutError(f"{_shown(url)} was not received within {timeout:g} seconds") from error
+    except (OSError, http.client.HTTPException) as error:  # before ValueError: an SSL certificate error is both
         raise ConnectionError(f"{_shown(url)} cannot be fetched: {error or type(error).__name__}") from error
     except ValueError as error:
         raise ValueError(f"{_shown(url)} is not fetched: {error}") from error
@@ -100,22 +100,22 @@ def _shown(url: str) -> str:
 
 
 def _checked(url: str) -> SplitResult:
-    """The parts of a URL that may be asked for."""
-    if re.search(r"[\x00-\x20\x7f\\]", url):  # urlsplit would drop some of them in silence
+    """The parts of a URL that may be requested."""
+    if re.search(r"[\x00-\x20\x7f\\]", url):  # urlsplit would silently drop some of them
         raise ValueError("it holds spaces, control characters or backslashes; percent-encode them")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"the scheme {parts.scheme!r} is not allowed; use http or https")
     if "@" in parts.netloc:
         raise ValueError("it names a user; a URL with a user name or a password is refused")
-    if not parts.hostname or parts.port == 0:  # asking for the port raises ValueError for what is no port
+    if not parts.hostname or parts.port == 0:  # `port` raises ValueError if invalid
         raise ValueError("it names no host, or port 0")
     return parts
 
 
 def _redirected(here: str, location: str | None) -> str:
     if not location:
-        raise ValueError("it redirects to nowhere")
+        raise ValueError("it redirects without a location")
     there = urljoin(here, location)
     if here.lower().startswith("https:") and not there.lower().startswith("https:"):
         raise ValueError(f"it redirects from https to {_shown(there)}")
@@ -139,7 +139,7 @@ def _remaining(deadline: float) -> float:
 
 
 def _resolve(host: str, port: int, deadline: float) -> list[tuple]:
-    """``getaddrinfo`` within the time left: the call itself knows no limit, so a thread waits for it."""
+    """``getaddrinfo`` within the time left; it runs in a thread because the call has no timeout."""
     found: list[Any] = []
 
     def look_up() -> None:
@@ -159,7 +159,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[tuple]:
 
 
 def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[Address], bool]) -> socket.socket:
-    """A connection to one of the addresses of the host, all of which must be allowed."""
+    """Connect to an address of the host; all its addresses must be allowed."""
     host = _host(parts)
     rows = _resolve(host, _port(parts), deadline)
     for row in rows:
@@ -170,7 +170,7 @@ def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[Address]
         connection = socket.socket(family, kind, protocol)
         try:
             connection.settimeout(_remaining(deadline))
-            connection.connect(address)  # what was checked above, not the name again
+            connection.connect(address)  # checked above; the name is not resolved again
             if parts.scheme == "https":
                 connection.settimeout(_remaining(deadline))
                 return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
@@ -182,7 +182,7 @@ def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[Address]
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads a socket until the deadline: a socket's own limit starts anew with every byte that drips in."""
+    """Reads a socket until the deadline; a socket's own timeout restarts with every byte received."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection, self._deadline = connection, deadline
@@ -196,7 +196,7 @@ class _TimedReader(io.RawIOBase):
 
 
 def _request(connection: socket.socket, parts: SplitResult, deadline: float) -> http.client.HTTPResponse:
-    """Ask for the URL, and read the answer's status and headers."""
+    """Request the URL and read the status and headers of the answer."""
     host = f"[{_host(parts)}]" if ":" in _host(parts) else _host(parts)
     path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*[]") + (
         "?" + quote(parts.query, safe="/%:=&?~+!$,;'@()*[]") if parts.query else ""

@@ -1,54 +1,205 @@
 """Jina CLIP: a JinaBERT text tower and an EVA02 image tower in one embedding space (arXiv 2405.20204).
 
-``forward`` returns normalised embeddings of whatever it was given; ``get_text_features`` and ``get_image_features``
-return them before normalisation; ``encode_text`` and ``encode_image`` take raw inputs.
+``forward`` returns normalised embeddings of texts, images or both; ``get_text_features`` and ``get_image_features``
+return them before normalisation. ``encode_text`` and ``encode_image`` take raw inputs, with the published signatures
+and defaults.
+
+Order of this file: texts, where a model was loaded from, batches, the loss and the output, the model.
 """
 
-from collections.abc import Mapping
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_jina_clip import JinaCLIPConfig
-from .encoding_jina_clip import EncodingMixin
+from .image_processing_jina_clip import JinaCLIPImageProcessor, brief, error_at, list_of_images, refuse_tables
+from .modeling_jina_clip_base import StrictLoadingMixin
 from .modeling_jina_clip_text import JinaCLIPTextModel
 from .modeling_jina_clip_vision import JinaCLIPVisionModel
-from .published_layout import export_published
-from .strict_loading import StrictLoadingMixin
-from .tower_initialization import InitializationReport, initialize_text, initialize_vision
+from .processing_jina_clip import JinaCLIPProcessor
 
 # isort: split
-# Used by the files above. Old versions of transformers (5.5) copy only those files of a local folder that the file of
-# the model imports itself, so each of them is named here once.
-from .attention_backends import flex_attention_forward as flex_attention_forward
-from .attention_functions import short_attention as short_attention
-from .checkpoint_keys import Rule as Rule
-from .cpu_products import faster_products as faster_products
-from .image_inputs import open_image as open_image
-from .image_processing_jina_clip import JinaCLIPImageProcessor as JinaCLIPImageProcessor
+# Of a local folder, transformers 5.5 copies only the files that the model's own file imports.
 from .image_urls import fetch_url as fetch_url
-from .input_lists import list_of_texts as list_of_texts
-from .model_origin import ModelOrigin as ModelOrigin
-from .processing_jina_clip import JinaCLIPProcessor as JinaCLIPProcessor
-from .tensor_checks import check_pixels as check_pixels
-from .text_adapters import AdaptedWeight as AdaptedWeight
-from .text_positions import TextPositions as TextPositions
-from .vision_positions import rope_tables as rope_tables
+
+logger = logging.get_logger(__name__)
+
+# A batch holds `batch_size` texts of this many tokens; more if they are shorter, fewer if they are longer.
+TOKENS_PER_ROW = 128
+# On a CPU, 32 rows of this many tokens keep all cores busy, and smaller matrices fit its caches.
+TOKENS_PER_ROW_CPU = 32
+DEFAULT_MAX_LENGTH = 512
+
+
+def list_of_texts(texts: Any) -> tuple[bool, list[str]]:
+    """Whether ``texts`` is a single string, and the strings as a list.
+
+    Raises ``TypeError`` with the position of an item that is not a string.
+
+    Example::
+
+        >>> list_of_texts("a cat"), list_of_texts(text for text in ("a", "b")), list_of_texts({1: "a"}.values())
+        ((True, ['a cat']), (False, ['a', 'b']), (False, ['a']))
+    """
+    if isinstance(texts, np.ndarray) and not texts.ndim:
+        texts = texts.item()
+    if isinstance(texts, str):
+        return True, [texts]
+    refuse_tables(texts, "texts")
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, bytearray, Mapping)):
+        raise TypeError(f"encode_text takes strings, got {brief(texts)}; pass a string or a list of them")
+    found = list(texts)
+    for position, text in enumerate(found):
+        if not isinstance(text, str):
+            raise TypeError(f"encode_text takes strings, got {brief(text)} at position {position}")
+    return False, found
+
+
+_PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
+
+
+class ModelOrigin:
+    """The folder or repository of a model, with the arguments of ``from_pretrained`` that locate it.
+
+    A local folder is kept as an absolute path, the revision of a repository as the commit that was loaded. The token
+    stays in memory: it is neither pickled nor printed.
+
+    Example::
+
+        >>> ModelOrigin("somebody/clip", {"revision": "a" * 40, "token": "secret", "dtype": "float16"})
+        ModelOrigin('somebody/clip', revision='aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa')
+    """
+
+    def __init__(self, name: str | Path, options: Mapping[str, Any]) -> None:
+        self.name = os.path.abspath(name) if os.path.isdir(name) else str(name)
+        self.options = {key: options[key] for key in _PLACE if options.get(key) is not None}
+        if not os.path.isdir(self.name) and (commit := self._commit()):
+            self.options["revision"] = commit
+
+    def _commit(self) -> str | None:
+        """The commit in the cache to which loading the model has just added its configuration."""
+        file = "/".join(part for part in (self.options.get("subfolder"), "config.json") if part)
+        place = {key: self.options.get(key) for key in ("cache_dir", "revision")}
+        try:
+            found = try_to_load_from_cache(self.name, file, **place)
+        except ValueError:  # not a repository name: a folder that no longer exists
+            return None
+        match = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", found) if isinstance(found, str) else None
+        return match[1] if match else None
+
+    def load_processor(self) -> JinaCLIPProcessor:
+        """Load both parts with our own classes, so that no ``auto_map`` of the folder can run other code."""
+        return JinaCLIPProcessor(
+            JinaCLIPImageProcessor.from_pretrained(self.name, **self.options),
+            AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **self.options),
+        )
+
+    def __deepcopy__(self, memo: dict) -> "ModelOrigin":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "options": {k: v for k, v in self.options.items() if k != "token"}}
+
+    def __repr__(self) -> str:
+        shown = [f"{key}={value!r}" for key, value in self.__getstate__()["options"].items()]
+        return f"ModelOrigin({', '.join([repr(self.name), *shown])})"
+
+
+def prepared_ahead(batches: Sequence[Any], prepare: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield each batch with the result of ``prepare``, computed in a thread while the caller uses the previous batch.
+
+    An error in ``prepare`` is raised at its batch.
+
+    Example::
+
+        >>> list(prepared_ahead([1, 2, 3], lambda number: number * number))
+        [(1, 1), (2, 4), (3, 9)]
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting: deque[tuple[Any, Future]] = deque()
+        for batch in batches:
+            waiting.append((batch, pool.submit(prepare, batch)))
+            if len(waiting) > 1:
+                ready, future = waiting.popleft()
+                yield ready, future.result()
+        for ready, future in waiting:
+            yield ready, future.result()
+
+
+def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped by length, longest first. A group has at most ``budget`` padded tokens, or is a single text.
+
+    With the longest first, an out-of-memory error occurs at once instead of at the end.
+
+    Example::
+
+        >>> token_budget_batches([3, 200, 100, 300], budget=512)
+        [[3], [1, 2], [0]]
+        >>> token_budget_batches([], budget=512)
+        []
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        # A batch is padded to its first text. A text less than half as long would be mostly padding: start a new batch.
+        fits = batches and (len(batches[-1]) + 1) * longest <= budget and 2 * lengths[index] >= longest
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            longest = lengths[index]
+    return batches
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise TypeError(f"batch_size={batch_size!r} must be an integer, e.g. 32")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+
+
+def _convert(
+    embeddings: torch.Tensor, single: bool, convert_to_numpy: bool, convert_to_tensor: bool
+) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+    if single:
+        return embeddings[0] if convert_to_tensor or not convert_to_numpy else embeddings[0].numpy()
+    if convert_to_tensor:
+        return embeddings
+    return embeddings.numpy() if convert_to_numpy else list(embeddings)
+
+
+def contrastive_loss(logits_per_text: torch.Tensor | None) -> torch.Tensor:
+    """CLIP's loss (arXiv 2103.00020): mean of the cross-entropies of rows and columns of a square (n, n) matrix."""
+    if logits_per_text is None or logits_per_text.shape[0] != logits_per_text.shape[1]:
+        shape = None if logits_per_text is None else tuple(logits_per_text.shape)
+        raise ValueError(f"return_loss needs as many texts as images, text i for image i; got logits of shape {shape}")
+    labels = torch.arange(len(logits_per_text), device=logits_per_text.device)
+    logits = logits_per_text.float()
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 @dataclass
 class JinaCLIPOutput(ModelOutput):
-    """Output of ``JinaCLIPModel``; fields of an absent side are None.
+    """Output of ``JinaCLIPModel``; fields of an absent modality are None.
 
     Args:
         loss: symmetric contrastive loss over the batch, scalar, with ``return_loss=True``.
@@ -99,7 +250,7 @@ class JinaCLIPPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
 
-class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
+class JinaCLIPModel(JinaCLIPPreTrainedModel):
     """Two towers and a trainable logit scale.
 
     Example::
@@ -109,6 +260,9 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
         images = model.encode_image(["cat.png", "bus.png"])         # (2, 768)
         texts @ images.T
     """
+
+    _processor: Any = None
+    _origin: ModelOrigin | None = None
 
     def __init__(self, config: JinaCLIPConfig):
         super().__init__(config)
@@ -128,7 +282,7 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
     ) -> torch.Tensor:
         """Text vectors (batch, dim), not normalised, from ``input_ids`` (batch, length). Always a tensor.
 
-        Pass what a tokenizer gives by name: ``model.get_text_features(**inputs)``.
+        Pass the output of a tokenizer by name: ``model.get_text_features(**inputs)``.
         """
         kwargs["return_dict"] = True
         return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).pooler_output
@@ -136,53 +290,28 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width). Always a tensor.
 
-        Pass what an image processor gives by name: ``model.get_image_features(**inputs)``.
+        Pass the output of an image processor by name: ``model.get_image_features(**inputs)``.
         """
         kwargs["return_dict"] = True
         return self.vision_model(pixel_values=pixel_values, pooled_only=True, **kwargs).pooler_output
 
-    def initialize_towers(
-        self, text: str | Path | Mapping | None = None, vision: str | Path | Mapping | None = None
-    ) -> dict[str, InitializationReport]:
-        """Set one or both towers from public checkpoints: JinaBERT, EVA02 of timm, open_clip or EVA-CLIP.
-
-        Each source is a safetensors file, a folder of them, or a state dict. Raises ``ValueError`` when a tensor has
-        no place or a parameter no tensor. Example::
-
-            model = JinaCLIPModel(JinaCLIPConfig())
-            print(model.initialize_towers(text="jina-bert-v2-base", vision="eva02_base_patch14.safetensors"))
-        """
-        reports = {}
-        if text is not None:
-            reports["text"] = initialize_text(self.text_model, text)
-        if vision is not None:
-            reports["vision"] = initialize_vision(self.vision_model, vision)
-        return reports
-
     def merge_task_adapter(self, task: str | None = None) -> Self:
-        """Fold jina-clip-v2's low-rank adapter into plain layers, in place; returns the model.
+        """Merge jina-clip-v2's low-rank adapter into plain layers, in place; returns the model.
 
-        The adapter is that of ``task``, by default the one that the configuration names; the others are gone, and
-        ``text_config.lora_adaptations`` is None. In float32 the vectors stay the same to 1e-6; in 16 bits each merged
-        weight is rounded once. A model without adapters stays as it is.
+        Merges the adapter of ``task``, by default that of the configuration, and removes the others;
+        ``text_config.lora_adaptations`` is then None. In float32 the vectors stay the same to 1e-6; in 16 bits each
+        merged weight is rounded once. A model without adapters is left unchanged.
 
-        Do it for what looks for ``torch.nn.Linear`` and would pass over the text tower: 8- and 4-bit quantizers, and
-        LoRA of PEFT (``target_modules="all-linear"``). Raises ``ValueError`` for a task that has no adapter, and for
+        Needed for tools that look for ``torch.nn.Linear`` and would skip the text tower: 8- and 4-bit quantizers, and
+        LoRA of PEFT (``target_modules="all-linear"``). Raises ``ValueError`` for a task without an adapter and for
         weights that ``device_map`` left on disk. Example::
 
             model = JinaCLIPModel.from_pretrained("path/to/jina-clip-v2").merge_task_adapter()
-            model.save_pretrained("jina-clip-v2-merged")  # loads as any other, with BitsAndBytesConfig too
+            model.save_pretrained("jina-clip-v2-merged")  # loads like any other, also with BitsAndBytesConfig
         """
         self.text_model.merge_task_adapter(task)
         self.config.text_config = self.text_model.config
         return self
-
-    def save_published(self, folder: str | Path) -> Path:
-        """Write a new folder in the published layout, for runtimes that know only the original code and names.
-
-        ``save_pretrained`` is for everything else. Raises ``ValueError`` for what that layout cannot say.
-        """
-        return export_published(self, folder)
 
     @can_return_tuple
     def forward(
@@ -196,14 +325,14 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
     ) -> JinaCLIPOutput:
         """Embed texts, images or both.
 
-        ``pooled_only`` saves the image tower what only ``last_hidden_state`` needs (see ``JinaCLIPVisionModel``).
-        With both, logits over all pairs are returned too, and with ``return_loss`` CLIP's loss, for which text i
-        belongs to image i. Raises ``ValueError`` when both are absent, or when the loss is asked for unequal batches.
+        With both, the output also has the logits of all pairs, and with ``return_loss`` CLIP's loss, for which text i
+        belongs to image i. ``pooled_only`` skips what only the image tower's ``last_hidden_state`` needs (see
+        ``JinaCLIPVisionModel``). Raises ``ValueError`` without inputs, and for the loss of unequal batches.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("JinaCLIPModel needs input_ids, pixel_values or both; got neither")
         output = JinaCLIPOutput()
-        kwargs["return_dict"] = True  # of the towers; `can_return_tuple` has taken the caller's
+        kwargs["return_dict"] = True  # for the towers; `can_return_tuple` handles the caller's
         if input_ids is not None:
             output.text_model_output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             output.text_embeds = F.normalize(output.text_model_output.pooler_output, dim=-1)  # (T, D)
@@ -216,14 +345,181 @@ class JinaCLIPModel(EncodingMixin, JinaCLIPPreTrainedModel):
             output.logits_per_image = output.logits_per_text.T
         if return_loss:
             output.loss = contrastive_loss(output.logits_per_text)
-        return JinaCLIPOutput(**output)  # made anew: a tuple of it has the order of the fields, not of the lines above
+        return JinaCLIPOutput(**output)  # a new one, so that its tuple has the order of the fields
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As ``PreTrainedModel.from_pretrained``; the model also keeps the place of its processor."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        if model.config._name_or_path:
+            model._origin = ModelOrigin(model.config._name_or_path, kwargs)
+        return loaded
 
-def contrastive_loss(logits_per_text: torch.Tensor | None) -> torch.Tensor:
-    """CLIP's loss (arXiv 2103.00020): mean of the cross-entropies of rows and columns of a square (n, n) matrix."""
-    if logits_per_text is None or logits_per_text.shape[0] != logits_per_text.shape[1]:
-        shape = None if logits_per_text is None else tuple(logits_per_text.shape)
-        raise ValueError(f"return_loss needs as many texts as images, text i for image i; got logits of shape {shape}")
-    labels = torch.arange(len(logits_per_text), device=logits_per_text.device)
-    logits = logits_per_text.float()
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    @property
+    def processor(self) -> Any:
+        """The tokenizer and image processor, loaded on first use from where the model came from.
+
+        That is the same folder or commit, with the same ``subfolder``, ``token``, ``cache_dir`` and
+        ``local_files_only``. For a model created in memory set it yourself: ``model.processor = processor``.
+        """
+        if self._processor is None:
+            if not self.config._name_or_path:
+                raise ValueError("this model was not loaded from a folder; set model.processor to a JinaCLIPProcessor")
+            self._processor = (self._origin or ModelOrigin(self.config._name_or_path, {})).load_processor()
+        return self._processor
+
+    @processor.setter
+    def processor(self, value: Any) -> None:
+        self._processor = value
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """The device for inputs: that of the weights, or to which accelerate moves offloaded ones (``device_map``)."""
+        if self.device.type != "meta":
+            return self.device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+        single = (part for hook in hooks for part in getattr(hook, "hooks", [hook]))
+        devices = (getattr(part, "execution_device", None) for part in single)
+        return torch.device(next((device for device in devices if device is not None), "cpu"))
+
+    @torch.inference_mode()
+    def encode_text(
+        self,
+        sentences: str | Iterable[str],
+        task: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: torch.device | str | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        **tokenizer_kwargs: Any,
+    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+        """Vectors of ``sentences``: (n, dim) float32, or (dim,) for a single string. A string is always a text.
+
+        ``sentences`` is a string or any iterable of strings: list, generator, column of a table, array. Texts are
+        encoded sorted by length, in batches of about ``batch_size * 128`` tokens (32 on a CPU), and returned in their
+        original order. If the checkpoint has task instructions (v2), that of ``task`` is put before each text.
+        ``tokenizer_kwargs`` override padding, truncation and ``max_length=512``. ``truncate_dim`` keeps the first
+        dimensions, before normalising. Without numpy and tensor conversion a list of tensors is returned.
+        """
+        single, sentences = list_of_texts(sentences)
+        dim = self._checked_dim(truncate_dim)
+        _check_batch_size(batch_size)
+        instruction = self._instruction(task)
+        options = {"truncation": True, "max_length": DEFAULT_MAX_LENGTH, **tokenizer_kwargs}
+        padding = options.pop("padding", True)
+        tokenizer = self.processor.tokenizer
+        prompted = [instruction + sentence for sentence in sentences]
+        rows = tokenizer(prompted, return_token_type_ids=False, **options)["input_ids"] if sentences else []
+
+        # As published: every token with the padding id is ignored, even if the text itself contains "[PAD]". So no mask
+        # is passed, unless the tokenizer pads with another token than the model's.
+        by_token = tokenizer.pad_token_id == self.config.text_config.pad_token_id
+
+        def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
+            return tokenizer.pad(
+                {"input_ids": [rows[i] for i in indices]},
+                padding=padding,
+                max_length=options["max_length"] if padding == "max_length" else None,
+                return_attention_mask=not by_token,
+                return_tensors="pt",
+            )
+
+        on_cpu = torch.device(device or self._execution_device).type == "cpu"
+        budget = batch_size * (TOKENS_PER_ROW_CPU if on_cpu else TOKENS_PER_ROW)
+        batches = token_budget_batches([len(row) for row in rows], budget)
+        embeddings = self._encode(batches, prepare, self.get_text_features, show_progress_bar, device)
+        embeddings = F.normalize(embeddings[:, :dim], dim=-1) if normalize_embeddings else embeddings[:, :dim]
+        return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
+
+    @torch.inference_mode()
+    def encode_image(
+        self,
+        images: Any,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: torch.device | str | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+        *,
+        allow_urls: bool = False,
+    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+        """Vectors of ``images``: (n, dim) float32, or (dim,) for a single image.
+
+        An image is a PIL image, array, tensor, path, bytes, file object or ``data:image/`` URI, and with
+        ``allow_urls=True`` an http(s) URL of the public internet (see ``image_urls``). ``images`` is an image or any
+        iterable of images; errors name the position. The other arguments are those of ``encode_text``.
+        """
+        single, images = list_of_images(images)
+        dim = self._checked_dim(truncate_dim)
+        _check_batch_size(batch_size)
+        options = {"allow_urls": True} if allow_urls else {}  # a custom image processor may not have it
+
+        def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
+            batch = [images[i] for i in indices]
+            try:
+                return self.processor.image_processor(batch, return_tensors="pt", **options)
+            except (ValueError, TypeError, OSError) as error:
+                if not hasattr(error, "image_position"):
+                    raise
+                raise error_at(indices[error.image_position], error.__cause__) from error.__cause__
+
+        batches = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
+        embeddings = self._encode(batches, prepare, self.get_image_features, show_progress_bar, device)
+        embeddings = F.normalize(embeddings[:, :dim], dim=-1) if normalize_embeddings else embeddings[:, :dim]
+        return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
+
+    def _instruction(self, task: str | None) -> str:
+        """The text to put before each input: the instruction of ``task`` or of the checkpoint's default task."""
+        config = self.config.text_config
+        instructions = config.task_instructions or {}
+        task = config.default_instruction_task if task is None else task
+        if task is None:
+            return ""
+        if not instructions:  # v1; as in the published code
+            logger.warning_once(f"this checkpoint has no task instructions; task={task!r} is ignored")
+            return ""
+        if task not in instructions:
+            raise ValueError(f"task={task!r} is unknown; this checkpoint has {sorted(instructions)}")
+        return instructions[task]
+
+    def _encode(
+        self,
+        batches: list[list[int]],
+        prepare: Callable[[list[int]], Mapping[str, torch.Tensor]],
+        features: Callable[..., torch.Tensor],
+        show_progress_bar: bool | None,
+        device: torch.device | str | None,
+    ) -> torch.Tensor:
+        """Features of ``batches`` of indices, in input order and evaluation mode: (count, dim) float32 on the CPU."""
+        if device is not None:
+            self.to(device)
+        target = self._execution_device
+        was_training = self.training
+        self.eval()
+        embeddings = torch.empty(sum(map(len, batches)), self.config.projection_dim)
+        show = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
+        bar = tqdm(prepared_ahead(batches, prepare), "Encoding", len(batches), unit="batch", disable=not show)
+        try:
+            for indices, inputs in bar:
+                inputs = {name: tensor.to(target) for name, tensor in inputs.items()}
+                embeddings[indices] = features(**inputs).float().cpu()
+        finally:
+            self.train(was_training)
+        return embeddings
+
+    def _checked_dim(self, truncate_dim: int | None) -> int | None:
+        """The number of dimensions to keep, by default that of the config; None for all."""
+        dim = self.config.truncate_dim if truncate_dim is None else truncate_dim
+        if dim is None:
+            return None
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
+            raise TypeError(f"truncate_dim={dim!r} must be an integer in 1..{self.config.projection_dim} or None")
+        if not 0 < dim <= self.config.projection_dim:
+            raise ValueError(f"truncate_dim={dim} must lie in 1..{self.config.projection_dim}")
+        return int(dim)

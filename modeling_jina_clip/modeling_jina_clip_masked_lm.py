@@ -1,7 +1,10 @@
-"""The text tower with a masked-language-model head, to pre-train it as the text tower of the paper was.
+"""The text tower with a masked-language-model head, to pre-train it like the text tower of the paper.
 
-JinaBERT's recipe (arXiv 2310.19923): hide some tokens, guess them from both sides. The head is BERT's: a dense layer, a
-GELU, a LayerNorm, and a projection onto the vocabulary that shares the word embeddings and has a bias of its own.
+JinaBERT's recipe (arXiv 2310.19923): mask some tokens and predict them from both sides. The head is BERT's: a dense
+layer, a GELU, a LayerNorm, and a projection to the vocabulary that shares the word embeddings and has its own bias.
+
+Part of the package only: its folders do not carry this code, and load with AutoModelForMaskedLM where the package is
+imported.
 """
 
 from collections.abc import Mapping
@@ -15,27 +18,16 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .checkpoints_jina_clip import InitializationReport, initialize_masked_lm
 from .configuration_jina_clip import JinaCLIPTextConfig
-from .cpu_products import faster_products
+from .modeling_jina_clip_base import faster_products
 from .modeling_jina_clip_text import JinaCLIPTextModel, JinaCLIPTextPreTrainedModel
-from .tower_initialization import InitializationReport, initialize_masked_lm
 
-# isort: split
-# Old versions of transformers (5.5) copy only the files that this one imports itself; see modeling_jina_clip.py.
-from .attention_backends import flex_attention_forward as flex_attention_forward
-from .attention_functions import short_attention as short_attention
-from .checkpoint_keys import Rule as Rule
-from .strict_loading import StrictLoadingMixin as StrictLoadingMixin
-from .tensor_checks import check_token_ids as check_token_ids
-from .text_adapters import AdaptedWeight as AdaptedWeight
-from .text_positions import TextPositions as TextPositions
-from .vision_positions import resize_position_embedding as resize_position_embedding
-
-NOT_MASKED = -100  # the label of positions that are not to be guessed, as everywhere in transformers
+NOT_MASKED = -100  # transformers' label for positions without a prediction
 
 
 class JinaCLIPTextPredictionTransform(nn.Module):
-    """What stands between the tower and the vocabulary: dense, GELU, LayerNorm."""
+    """Between the tower and the vocabulary: dense layer, GELU, LayerNorm."""
 
     def __init__(self, config: JinaCLIPTextConfig):
         super().__init__()
@@ -60,7 +52,7 @@ class JinaCLIPTextPredictions(nn.Module):
 
 
 class JinaCLIPTextMaskedLMHead(nn.Module):
-    """One level more, for the names of BERT's files: ``cls.predictions``."""
+    """One more level, for the parameter names of BERT: ``cls.predictions``."""
 
     def __init__(self, config: JinaCLIPTextConfig):
         super().__init__()
@@ -71,9 +63,9 @@ class JinaCLIPTextMaskedLMHead(nn.Module):
 
 
 class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
-    """The text tower and a head that guesses masked tokens; trains with transformers' ``Trainer``.
+    """The text tower and a head that predicts masked tokens; trains with transformers' ``Trainer``.
 
-    A saved folder is a starting point for ``initialize_towers(text=folder)``, which leaves the head behind.
+    Start from a saved folder by ``initialize_towers(model, text=folder)``, which drops the head.
     Raises ``ValueError`` for configurations whose word embeddings cannot be shared with the head.
 
     Example::
@@ -81,14 +73,14 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
         >>> config = JinaCLIPTextConfig(embed_dim=16, vocab_size=50, hidden_size=16, num_attention_heads=2,
         ...                             num_hidden_layers=1, intermediate_size=32)
         >>> model = JinaCLIPTextForMaskedLM(config)
-        >>> ids, labels = torch.tensor([[1, 4, 3, 4]]), torch.tensor([[-100, 7, -100, 9]])     # two tokens to guess
+        >>> ids, labels = torch.tensor([[1, 4, 3, 4]]), torch.tensor([[-100, 7, -100, 9]])     # two masked tokens
         >>> model.eval()(ids, labels=labels).logits.shape
         torch.Size([1, 4, 50])
         >>> model.train()(ids, labels=labels).logits.shape
         torch.Size([2, 50])
     """
 
-    # Not the list of the tower, which ignores a head in its files.
+    # Unlike the list of the tower, without the head.
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$"]
     _tied_weights_keys = {
         r"cls\.predictions\.decoder\.weight": r"text_model\.transformer\.(roberta\.)?embeddings\.word_embeddings\.w.*"
@@ -122,10 +114,10 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
         self.cls.predictions.decoder = value
 
     def initialize(self, source: str | Path | Mapping[str, torch.Tensor]) -> InitializationReport:
-        """Set the tower, and the head where ``source`` has one, from a JinaBERT checkpoint.
+        """Set the tower, and the head if ``source`` has one, from a JinaBERT checkpoint.
 
-        ``source`` is a safetensors file, a folder of them, or a state dict, such as jina-bert-v2's. Without a head in
-        it the report lists ours as fresh. Raises ``ValueError`` when a tensor has no place or a parameter no tensor.
+        ``source`` is a safetensors file, a folder of them, or a state dict, such as jina-bert-v2's. If it has no head,
+        the report lists ours as fresh. Raises ``ValueError`` for a tensor without a parameter or the reverse.
         """
         return initialize_masked_lm(self, source)
 
@@ -138,16 +130,16 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
-        """Guess tokens of ``input_ids`` (batch, length).
+        """Predict tokens of ``input_ids`` (batch, length).
 
-        The logits are (batch, length, vocab_size), as ``Trainer.evaluate`` with metrics needs them. ``labels`` (batch,
-        length) are -100 where nothing is to be guessed. In training mode only labelled positions go through the head,
-        which at BERT's share of them spares five sixths of the largest tensor: the logits are then (labelled positions,
-        vocab_size), in reading order. ``loss`` is the mean cross-entropy of those positions, 0 where there are none.
-        ``num_items_in_batch`` divides the sum instead of their number, as the ``Trainer`` wants it when it accumulates
-        gradients.
+        ``logits`` are (batch, length, vocab_size), as ``Trainer.evaluate`` needs for metrics. ``labels``
+        (batch, length) are -100 at positions without a prediction. In training mode only labelled positions go through
+        the head, which at BERT's share saves five sixths of the largest tensor: the logits are then (labelled
+        positions, vocab_size), in reading order. ``loss`` is the mean cross-entropy of those positions, or 0 if there
+        are none. With ``num_items_in_batch``, which the ``Trainer`` passes when it accumulates gradients, the sum is
+        divided by it instead.
         """
-        kwargs["return_dict"] = True  # of the tower; `can_return_tuple` has taken the caller's
+        kwargs["return_dict"] = True  # for the tower; `can_return_tuple` handles the caller's
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         states, loss = output.last_hidden_state, None  # (B, L, W)
         wanted = None if labels is None else labels != NOT_MASKED

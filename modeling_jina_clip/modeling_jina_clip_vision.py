@@ -3,6 +3,8 @@
 A pre-norm ViT with 2-D rotary positions on top of a learned absolute position embedding, sub-LayerNorm in attention
 and feed-forward, SwiGLU, and the class token as output (EVA-02, arXiv 2303.11331; EVA-CLIP, arXiv 2303.15389).
 Parameter names are those of the published jina-clip-v1 file.
+
+Order of this file: positions (2-D rotary tables, resizing of the learned table), layers, the tower.
 """
 
 from collections.abc import Callable
@@ -20,26 +22,101 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_backends import ALL_ATTENTION_FUNCTIONS
-from .attention_functions import eager_attention_forward, is_short, short_attention
 from .configuration_jina_clip import JinaCLIPVisionConfig
-from .cpu_products import faster_products
-from .strict_loading import StrictLoadingMixin
-from .tensor_checks import check_pixels
-from .text_positions import attention_dtype
-from .vision_positions import apply_rope, resize_position_embedding, rope_tables, rope_with_cls
+from .modeling_jina_clip_base import (
+    ALL_ATTENTION_FUNCTIONS,
+    StrictLoadingMixin,
+    attention_dtype,
+    check_pixels,
+    eager_attention_forward,
+    faster_products,
+    is_short,
+    short_attention,
+)
 
-# Rows of a sequence: the class token stands first.
+ROPE_THETA = 10000.0
+
+
+def rope_tables(
+    config: JinaCLIPVisionConfig, grid: tuple[int, int], device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the 2-D rotary positions, each (rows * columns, head_width), float32.
+
+    The first half of the head dimension turns with the row, the second with the column; neighbouring pairs share an
+    angle. With ``intp_freq`` a grid of any size is scaled to ``pt_hw_seq_len`` positions; without it positions count
+    patches. Computed at every call: transformers leaves non-persistent buffers uninitialised when loading.
+
+    Example::
+
+        >>> config = JinaCLIPVisionConfig(width=8, embed_dim=8, head_width=8, image_size=32, patch_size=8)
+        >>> cos, sin = rope_tables(config, (2, 3))
+        >>> cos.shape, sin[1].tolist()[:4]      # row 0, column 1: the row half does not turn
+        (torch.Size([6, 8]), [0.0, 0.0, 0.0, 0.0])
+    """
+    half = config.head_width // 2
+    frequencies = ROPE_THETA ** -(torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
+
+    def angles(count: int) -> torch.Tensor:
+        positions = torch.arange(count, dtype=torch.float32, device=device)
+        if config.intp_freq:
+            positions = positions / count * config.pt_hw_seq_len
+        return torch.outer(positions, frequencies).repeat_interleave(2, dim=-1)  # (count, half)
+
+    rows, columns = grid
+    by_row = angles(rows)[:, None, :].expand(rows, columns, half)
+    by_column = angles(columns)[None, :, :].expand(rows, columns, half)
+    table = torch.cat([by_row, by_column], dim=-1).reshape(rows * columns, 2 * half)
+    return table.cos(), table.sin()
+
+
+def apply_rope(states: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """Turn every token of (batch, heads, tokens, head_width) by its row of the tables.
+
+    A pair (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin): each element times cos, plus its neighbour times a sine
+    of alternating sign (``signed_sin``). This takes one copy instead of three.
+    """
+    swapped = states.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    if torch.is_grad_enabled():
+        return torch.addcmul(states * cos, swapped, signed_sin)
+    return (states * cos).addcmul_(swapped, signed_sin)
+
+
+def rope_with_cls(tables: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables of the patches (..., patches, head_width) to tables of all tokens, for ``apply_rope``.
+
+    The class token comes first with an angle of zero; the first sine of each pair is negated.
+    """
+    cos, sin = tables
+    signs = torch.tensor([-1.0, 1.0], device=sin.device).repeat(sin.shape[-1] // 2)
+    cos = F.pad(cos, (0, 0, 1, 0), value=1.0)
+    return cos.to(dtype), F.pad(sin * signs, (0, 0, 1, 0)).to(dtype)
+
+
+def resize_position_embedding(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Resize a learned position table (1, 1 + n * n, width) to another grid by bicubic interpolation.
+
+    The row of the class token is kept. For its own grid the table is returned as it is.
+    """
+    side = round((table.shape[1] - 1) ** 0.5)
+    if grid == (side, side):
+        return table
+    patches = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    patches = patches.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1).to(table.dtype)
+    return torch.cat([table[:, :1], patches], dim=1)
+
+
+# Rows of a sequence: the class token comes first.
 CLASS_ROW, ALL_ROWS = slice(0, 1), slice(None)
-# Shares of patches are counted in these: torch.compile takes an integer of a module as it stands, a float as unknown.
+# Shares of patches are integers in this unit: torch.compile treats an integer of a module as a constant, a float not.
 SHARES = 2**20
 
 
 class JinaCLIPVisionPatchProjection(nn.Conv2d):
     """A strided convolution without overlap, as one matrix product of flattened patches: (B, C, h, w) to (B, W, r, c).
 
-    The same sums, and in training several times faster on a CPU. What the patch size leaves over on the right and at
-    the bottom is cut off, as a convolution does.
+    The same sums, and several times faster in training on a CPU. As in a convolution, pixels on the right and at the
+    bottom that do not fill a patch are cut off.
     """
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -56,7 +133,7 @@ class JinaCLIPVisionPatchProjection(nn.Conv2d):
 class JinaCLIPVisionPatchEmbed(nn.Module):
     """Non-overlapping patches, each projected to a token: (batch, channels, height, width) to (batch, patches, width).
 
-    The layer is called, not read: accelerate fetches weights that wait on disk when their own module is called.
+    The projection is called as a module: accelerate loads offloaded weights when their module is called.
     """
 
     def __init__(self, config: JinaCLIPVisionConfig):
@@ -82,7 +159,7 @@ class JinaCLIPVisionAttention(nn.Module):
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width, bias=False)
-        # Not inside the Linear modules: the published file names them so, and keys have none.
+        # Outside the Linear modules because the published file names them so; keys have no bias.
         self.q_bias = nn.Parameter(torch.zeros(width)) if config.qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if config.qkv_bias else None
         self.inner_attn_ln = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -128,7 +205,7 @@ class JinaCLIPVisionMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, up = self.w1(hidden_states), self.w2(hidden_states)
-        # Without gradients in place: fresh memory of this size costs a CPU more than the arithmetic.
+        # In place without gradients: on a CPU, new memory of this size costs more than the arithmetic.
         inner = F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
         return self.w3(self.ffn_ln(inner))
 
@@ -150,7 +227,7 @@ class JinaCLIPVisionLayer(GradientCheckpointingLayer):
         rows: slice = ALL_ROWS,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """The tokens of ``rows``, each having looked at all tokens: (batch, rows, width)."""
+        """Update the tokens of ``rows``, which attend to all tokens: (batch, rows, width)."""
         with faster_products(hidden_states):
             attended, _ = self.attn(self.norm1(hidden_states), rope, rows, **kwargs)
             hidden_states = hidden_states[:, rows] + attended
@@ -171,7 +248,7 @@ class JinaCLIPVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": JinaCLIPVisionLayer, "attentions": JinaCLIPVisionAttention}
-    # Rotary tables are stored by some published files, in several places; they are computed here.
+    # Some published files store rotary tables, under several names; here they are computed.
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$"]
 
     @torch.no_grad()
@@ -193,7 +270,7 @@ class JinaCLIPVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
 
 
 class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
-    """The image tower; images of any size that the patch size divides, square or not.
+    """The image tower, for images whose height and width are multiples of the patch size.
 
     Example::
 
@@ -233,7 +310,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
     def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         height, width = pixel_values.shape[-2:]
         patch, trained = self.config.patch_size, self.config.image_size
-        # The trained size may leave a rest (v2: 512 = 36 * 14 + 8), which the convolution cuts off.
+        # The trained size may leave a remainder (v2: 512 = 36 * 14 + 8), which the convolution cuts off.
         if any(side < patch or (side % patch and side != trained) for side in (height, width)):
             raise ValueError(
                 f"pixel_values of {height} x {width} px cannot be cut into {patch} px patches; resize the images to a "
@@ -260,9 +337,9 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Encode ``pixel_values`` (batch, 3, height, width). ``pooler_output`` is (batch, embed_dim), not normalised.
 
-        The output is the class token's alone. With ``pooled_only`` the last layer leaves out what no one reads then,
-        5/6 of its products, and ``last_hidden_state`` is (batch, 1, width), the class token.
-        Raises ``ValueError`` for other shapes, and when the patch size does not divide the image.
+        The output comes from the class token. With ``pooled_only`` the last layer computes only that token, which
+        saves 5/6 of its products, and ``last_hidden_state`` is (batch, 1, width).
+        Raises ``ValueError`` for other shapes and for sizes that are not multiples of the patch size.
         """
         check_pixels(pixel_values, self.config.num_channels)
         grid = self._grid(pixel_values)

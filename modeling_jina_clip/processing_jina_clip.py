@@ -1,16 +1,22 @@
-"""The processor: texts to token ids, images to pixels, both in one call."""
+"""The processor: texts to token ids and images to pixels in one call."""
 
 from typing import Any
 
 import numpy as np
+import transformers
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+
+from .configuration_jina_clip import OLDEST_TRANSFORMERS, require_version
+
+# AutoProcessor may load this file without the configuration's check.
+require_version("transformers", transformers.__version__, OLDEST_TRANSFORMERS)
 
 _IMAGE_ARGUMENTS = frozenset({"size", "allow_urls"})
 
 
 class JinaCLIPProcessor(ProcessorMixin):
-    """A tokenizer and a ``JinaCLIPImageProcessor`` as one object, as ``AutoProcessor`` returns it.
+    """A tokenizer and a ``JinaCLIPImageProcessor`` in one object, as returned by ``AutoProcessor``.
 
     Example::
 
@@ -35,16 +41,16 @@ class JinaCLIPProcessor(ProcessorMixin):
         videos_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Preprocess ``text`` and ``images``, at least one of them.
+        """Preprocess ``text``, ``images`` or both.
 
-        An empty list gives empty tensors, (0, 0) for texts and (0, 3, size, size) for images.
+        An empty list gives empty tensors: (0, 0) for texts and (0, 3, size, size) for images.
 
         Flat keyword arguments go to the tokenizer (``padding``, ``truncation``, ``max_length``, ...) or to the image
-        processor (``size``, ``allow_urls``), ``return_tensors`` to both; the nested forms are those of
-        ``ProcessorMixin``, of which sentence-transformers always sends all, audio and video too.
+        processor (``size``, ``allow_urls``), and ``return_tensors`` to both. The nested forms are those of
+        ``ProcessorMixin``; sentence-transformers always passes all of them, including audio and video.
 
-        ``allow_urls=True`` lets images be http(s) URLs. It is refused in the nested forms: sentence-transformers fills
-        those from a file of the model's repository, and no such file may switch the network on.
+        With ``allow_urls=True`` images may be http(s) URLs. The nested forms do not accept it: sentence-transformers
+        fills them from a file of the model's repository, which must not be able to switch the network on.
         """
         if "allow_urls" in {**(common_kwargs or {}), **(images_kwargs or {})}:
             raise ValueError("allow_urls is an argument of the call only: processor(images=..., allow_urls=True)")
@@ -75,7 +81,7 @@ def _is_empty(text: Any) -> bool:
 
 
 def _no_tokens(options: dict[str, Any]) -> dict[str, Any]:
-    """What a tokenizer would give for no text, of which it has no notion."""
+    """The output for an empty list of texts, which tokenizers do not accept."""
     wanted = {
         "input_ids": True,
         "token_type_ids": options["return_token_type_ids"],

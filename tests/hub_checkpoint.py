@@ -1,4 +1,4 @@
-"""What Hub folders are built from: a finished run as the trainer leaves it, and a model in the layout of v2."""
+"""Checkpoints to build Hub folders from: a finished run as the trainer leaves it, and a model in the layout of v2."""
 
 import json
 import pickle
@@ -17,16 +17,16 @@ from modeling_jina_clip import (
     JinaCLIPTextConfig,
     JinaCLIPVisionConfig,
 )
-from trainer_ext.recipe import load_recipe
-from trainer_ext.report import Report
-from trainer_ext.run_folder import RunFolder
+from trainer_ext.evaluation.report import Report
+from trainer_ext.recipe.recipe import load_recipe
+from trainer_ext.run.folder import RunFolder
 
 # Put together here, so that no scanner takes this file for a leak.
 TOKEN = "hf_" + "Abcdefgh1234" * 3
 
 
 def run_record(recipe: str = "openmoji", *changes: str) -> dict[str, Any]:
-    """`run.json` of a run, by default of the demo's recipe, started in a place nobody needs to know."""
+    """`run.json` of a run, by default of the demo's recipe, started in a folder that must stay private."""
     loaded = load_recipe(recipe, changes)
     with tempfile.TemporaryDirectory() as place:
         command = ["trainer", "--output_dir", "/home/somebody/secret-project"]
@@ -35,7 +35,7 @@ def run_record(recipe: str = "openmoji", *changes: str) -> dict[str, Any]:
 
 
 def finished_run(golden: Path, folder: Path) -> Path:
-    """The golden model, its measurements, and files nobody should publish."""
+    """The golden model, its measurements, and files that must not be published."""
     shutil.copytree(golden / "tiny_model", folder)
     report = Report(folder)
     report.add("before training", {"concepts_short/t2i_r5": 0.031, "words/ndcg10": 0.12})
@@ -48,7 +48,7 @@ def finished_run(golden: Path, folder: Path) -> Path:
 
 
 def v2_model(vocab_size: int = 200, **text: Any) -> JinaCLIPModel:
-    """The layout of jina-clip-v2, narrow: rotary positions, adapters that act, images that leave a rest."""
+    """The layout of jina-clip-v2, narrow: rotary positions, active adapters, patches that leave a rest."""
     text_config = JinaCLIPTextConfig(
         embed_dim=64, vocab_size=vocab_size, hidden_size=64, num_attention_heads=4, num_hidden_layers=2,
         intermediate_size=96, mlp_type="mlp", position_embedding_type="rotary", type_vocab_size=1, pad_token_id=1,

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from trainer_ext.hub_folder.hub_names import LICENCES
+from trainer_ext.hub.card import LICENCES
 
 BLOCK = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
 DATASET = r"^(?:[\w-]+\/)?[\w-.]+$"  # as the Hub prints it; in Python the hyphen has to stand last

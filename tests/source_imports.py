@@ -51,3 +51,20 @@ def package_of(path: Path) -> str:
 
 def named(paths: list[Path]) -> list[object]:
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
+
+
+def module_of(path: Path) -> str:
+    """Return the dotted module of a file of the repository; a package's ``__init__.py`` is the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules_in(found: Import) -> set[str]:
+    """Return what an import leads to: the module, or those of the names that are files of ours in it."""
+
+    def is_file(module: str) -> bool:
+        place = ROOT.joinpath(*module.split("."))
+        return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+    return {name if is_file(name := f"{found.module}.{item}") else found.module for item in found.names} or {
+        found.module
+    }

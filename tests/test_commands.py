@@ -27,7 +27,7 @@ from examples import launch_training
 from tests.source_imports import ROOT
 from tests.workspace import make_workspace, run, run_online
 from trainer_ext import __main__ as trainer
-from trainer_ext.recipe import load_recipe
+from trainer_ext.recipe.recipe import load_recipe
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "examples/README.md"]
 PROGRAMS = ("accelerate", "git", "hf", "jina-clip-train", "make", "pip", "pytest", "python", "torchrun")
@@ -107,8 +107,8 @@ RUN: dict[str, list[str]] = {
     "python examples/launch_training.py my_recipe.yaml --output_dir outputs/mine": [
         *["--processes", "2", "use_cpu=true", *SHORT, *SMALL]
     ],
-    "python -m trainer_ext.embedded": [],
-    "python -X importtime -c 'import transformers, modeling_jina_clip'": [],
+    "python -m trainer_ext.demo_data": [],
+    "python -X importtime -c 'from transformers import AutoModel, PreTrainedModel; import modeling_jina_clip'": [],
     "python benchmarks/finetuning.py outputs/start --steps 60 --batch_size 32": [
         "--seeds",
         "1",
@@ -210,13 +210,13 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     r"hf auth login": ("asks for a token", hub_client_takes),
     r"(accelerate launch|torchrun) --.*": ("needs 8 GPUs", launcher_takes),
     r"python hub_upload\.py push .*--(revision|create_pr).*": (
-        *("needs a repository with a branch: tests/test_hub_upload_push.py", push_takes),
+        *("needs a repository with a branch: tests/trainer_ext/hub/test_push.py", push_takes),
     ),
     r"python -m trainer_ext openmoji .*(--only_stage hard-negatives|stages\.\d\.text=null).*": (
         *("the demo once more, or from its stages", trainer_takes),
     ),
     r"python -m trainer_ext my_recipe\.yaml --output_dir outputs/try .*": (
-        *("its data are not there; tests/trainer_ext/test_recipe.py loads it", nothing),
+        *("its data are not there; test_yaml_loads loads it", nothing),
     ),
     r"pytest -s .*": ("needs the peers of `make peers`", file_exists),
     r"(accelerate launch|python -m trainer_ext)": ("a name", nothing),
@@ -228,14 +228,16 @@ RUN_NOW = {
     "from PIL import Image": "README: SentenceTransformer",
     "import modeling_jina_clip  # this package installed: transformers knows the model, no remote code runs": "",
     "from transformers import AutoModel  # or without it: a folder of `hub_upload.py build` brings its code": "",
-    "from modeling_jina_clip import JinaCLIPModel": "save_published",
+    "from modeling_jina_clip import JinaCLIPModel, save_published": "",
 }
 RUN_SLOWLY = {
     "import onnxruntime": "needs the export before it",
     "from peft import PeftModel": "needs the fine-tuned adapter",
-    "from trainer_ext.embedded import load_table, prepare": "prepares the data",
+    "from trainer_ext.demo_data import load_table, prepare": "prepares the data",
+    "from trainer_ext import train": "trains",
 }
 SNIPPETS_NOT_RUN = {
+    "from torch.nn.functional import cosine_similarity": "trained by tests/trainer_ext/losses/test_register.py",
     "from langchain_huggingface import HuggingFaceEmbeddings": "tests/test_integrations.py, where it is installed",
     "from llama_index.embeddings.huggingface import HuggingFaceEmbedding": "the same",
     "import mteb": "downloads data; tests/test_integrations.py",

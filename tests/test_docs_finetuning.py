@@ -12,11 +12,11 @@ from PIL import Image
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPProcessor
 from tests.source_imports import ROOT
 from trainer_ext.__main__ import main
-from trainer_ext.adapters import add_lora
-from trainer_ext.model_parts import train_only
-from trainer_ext.recipe import load_recipe
-from trainer_ext.recipe_tuning import LoraSpec, trained_parts
-from trainer_ext.resources import find_resource
+from trainer_ext.recipe.reading import find_resource
+from trainer_ext.recipe.recipe import load_recipe
+from trainer_ext.recipe.schema import LoraSpec, trained_parts
+from trainer_ext.training.lora import add_lora
+from trainer_ext.training.model_parts import train_only
 
 GUIDE = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
 RECIPES = {yaml.safe_load(text)["name"]: text for text in re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.M | re.S)}

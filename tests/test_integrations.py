@@ -13,7 +13,7 @@ import pytest
 from hub_upload import build
 from modeling_jina_clip import JinaCLIPModel
 from tests.source_imports import ROOT
-from trainer_ext.hub_folder.card import snippets
+from trainer_ext.hub.card import snippets
 
 PROGRAMS = {program.split()[1]: program for program in snippets((ROOT / "docs" / "publishing.md").read_text())}
 SHOWN = {name: program for name, program in PROGRAMS.items() if name != "mteb"}  # that one downloads data

@@ -8,7 +8,7 @@ import yaml
 
 from tests.source_imports import ROOT
 from tests.workspace import blocks, commands, make_workspace
-from trainer_ext.recipe import load_recipe
+from trainer_ext.recipe.recipe import load_recipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
@@ -34,11 +34,27 @@ def test_first_screen_says_what_to_type_and_where_things_are() -> None:
     assert "make demo" in screen
     assert "make test" in screen
     for words in (
-        "`configuration/` holds values",
-        "`configuration_jina_clip.py` holds the schema",
-        "`recipe.py` is the schema",
+        "Two kinds of configuration: model presets (JSON) and training recipes (YAML)",
+        "each is checked against a schema.",
+        "The values are in `configuration/`",
+        "`modeling_jina_clip/configuration_jina_clip.py` and `trainer_ext/recipe/schema.py`",
     ):
         assert words in " ".join(screen.split())
+
+
+def test_the_tree_is_the_tree() -> None:
+    """Every path is there, and every file of the model, every room of the trainer has its line."""
+    [tree] = blocks("README.md", "text")
+    found, folder = set(), ""
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        folder = folder if indent else name
+        found.add(folder + name if indent else name)
+    assert [path for path in found if not (ROOT / path).exists()] == []
+    for package in ("modeling_jina_clip", "trainer_ext"):
+        inside = {path.name + "/" * path.is_dir() for path in (ROOT / package).iterdir() if path.name[0] != "_"}
+        assert {path.partition("/")[2] for path in found if path.startswith(f"{package}/")} - {""} == inside
+    assert {"hub_upload.py", "examples/", "benchmarks/", "docs/", "tests/", "configuration/recipes/"} <= found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

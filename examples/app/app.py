@@ -24,7 +24,7 @@ EMPTY = "**There is nothing to search yet.** Add a folder of pictures below."
 def embedded() -> tuple[Path, list[str]] | None:
     """The demo's held-out drawings and their names, where they are installed or were prepared before."""
     try:
-        from trainer_ext.embedded import prepare
+        from trainer_ext.demo_data.cache import prepare
 
         table = prepare() / "short_captions" / "test_concepts.parquet"
     except (ImportError, ValueError):  # our package, or one that the drawings come from, is not installed

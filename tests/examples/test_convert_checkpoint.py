@@ -17,7 +17,7 @@ from examples.convert_checkpoint import main
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
 from tests.golden_tolerance import IMAGE_TOLERANCE
 from tests.modeling_jina_clip.test_tower_initialization import TEXT, VISION, timm_names, vision_weights
-from trainer_ext.resources import find_resource
+from trainer_ext.recipe.reading import find_resource
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "convert_checkpoint.py"

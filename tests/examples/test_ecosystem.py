@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 import hub_upload
 from modeling_jina_clip import JinaCLIPModel
 from tests.source_imports import ROOT
-from trainer_ext.embedded import prepare
+from trainer_ext.demo_data.cache import prepare
 
 Run = Callable[..., str]
 NAMES = ["encode_and_search", "finetune_sentence_transformers", "export_onnx"]

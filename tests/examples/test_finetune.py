@@ -14,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 
 import hub_upload
 from modeling_jina_clip import JinaCLIPModel
-from trainer_ext.embedded import load_table, prepare
+from trainer_ext.demo_data import load_table
+from trainer_ext.demo_data.cache import prepare
 
 CHECKOUT = Path(__file__).parents[2]
 Run = Callable[..., None]

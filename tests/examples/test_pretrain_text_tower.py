@@ -15,8 +15,8 @@ from examples import pretrain_text_tower
 from modeling_jina_clip import JinaCLIPModel
 from tests.trainer_ext.tiny_run import write_data, write_recipe
 from trainer_ext.__main__ import main
-from trainer_ext.initial_model import initial_model
-from trainer_ext.recipe import load_recipe
+from trainer_ext.recipe.recipe import load_recipe
+from trainer_ext.run.start import initial_model
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "pretrain_text_tower.py"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer_ext.own_process import tiny_suite
 from tests.trainer_ext.tiny_run import write_data, write_recipe
-from trainer_ext import __main__ as command_line
+from trainer_ext.run import train as training_run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_matryoshka.py"
 
@@ -18,8 +18,8 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_matryoshka.py"
 def test_two_runs_and_their_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line, "load_suite", tiny_suite)
-    monkeypatch.setattr(command_line, "picture_task", lambda tasks: tasks[0])
+    monkeypatch.setattr(training_run, "load_suite", tiny_suite)
+    monkeypatch.setattr(training_run, "picture_task", lambda tasks: tasks[0])
     (tmp_path / "data").mkdir()
     write_data(tmp_path / "data")
     recipe = write_recipe(tmp_path / "data")

@@ -12,8 +12,8 @@ import yaml
 from examples import launch_training, train_from_scratch
 from modeling_jina_clip import JinaCLIPModel
 from tests.examples.test_finetune import tables, write_csv, write_pairs  # noqa: F401 - a fixture
-from trainer_ext.embedded import load_table
-from trainer_ext.recipe import load_recipe
+from trainer_ext.demo_data import load_table
+from trainer_ext.recipe.recipe import load_recipe
 
 SCRIPTS = Path(__file__).parents[2] / "examples"
 

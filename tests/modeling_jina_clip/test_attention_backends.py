@@ -17,9 +17,13 @@ from modeling_jina_clip import (
     JinaCLIPVisionModel,
 )
 from modeling_jina_clip import modeling_jina_clip_text as text_module
-from modeling_jina_clip.attention_backends import ALL_ATTENTION_FUNCTIONS, spared_of_nothing, text_score_mod
-from modeling_jina_clip.attention_functions import eager_attention_forward
-from modeling_jina_clip.text_positions import TextPositions
+from modeling_jina_clip.modeling_jina_clip_base import (
+    ALL_ATTENTION_FUNCTIONS,
+    allow_empty,
+    eager_attention_forward,
+    text_score_mod,
+)
+from modeling_jina_clip.modeling_jina_clip_text import TextPositions
 
 # Heads 16 wide, the least that the GPU kernels take; three heads, so that the slopes interleave.
 TEXT = {"vocab_size": 99, "hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 96}
@@ -205,7 +209,7 @@ def test_an_unknown_backend_is_refused_with_the_known_ones(cls: type[nn.Module])
 
 @pytest.mark.parametrize("backend", ["flash_attention_2", "flash_attention_3"])
 def test_alibi_refuses_flash_attention_and_says_what_to_choose(backend: str) -> None:
-    message = rf"'{backend}' is not for this text tower: it has ALiBi.*\"text_config\": \"sdpa\""
+    message = rf"'{backend}' does not support this text tower: it has ALiBi.*\"text_config\": \"sdpa\""
     with pytest.raises(ValueError, match=message):
         JinaCLIPTextModel._from_config(JinaCLIPTextConfig(), attn_implementation=backend)
     tower = tower_of("text v1")
@@ -240,7 +244,7 @@ def test_flash_attention_gets_what_transformers_hands_to_its_kernels(
         bias = attention_mask if attention_mask is None else torch.where(attention_mask, 0.0, -1e30)[:, None, None]
         return eager_attention_forward(module, query, key, value, bias, **options)
 
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", spared_of_nothing(kernel))
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", allow_empty(kernel))
     set_batch(monkeypatch, batch)
     tower, inputs = tower_of(name), inputs_of(name, batch)
     expected, _ = run(tower, "eager", inputs)

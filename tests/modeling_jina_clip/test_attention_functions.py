@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_jina_clip.attention_functions import SHORT, eager_attention_forward, is_short, short_attention
+from modeling_jina_clip.modeling_jina_clip_base import SHORT, eager_attention_forward, is_short, short_attention
 
 MASKS = {"none": None, "per head": (2, 4, 7, 7), "padding": (2, 1, 1, 7), "one for all": (1, 4, 7, 7)}
 

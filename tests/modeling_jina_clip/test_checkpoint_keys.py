@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from modeling_jina_clip.checkpoint_keys import MASKED_LM_TABLES, TEXT_TABLES, VISION_TABLES, convert
+from modeling_jina_clip.checkpoints_jina_clip import MASKED_LM_TABLES, TEXT_TABLES, VISION_TABLES, convert
 
 T, L = "transformer.", "transformer.encoder.layers.3."
 R = "transformer.roberta."

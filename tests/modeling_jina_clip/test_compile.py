@@ -10,7 +10,7 @@ from modeling_jina_clip import (
     JinaCLIPTextModel,
     JinaCLIPVisionConfig,
     JinaCLIPVisionModel,
-    text_positions,
+    modeling_jina_clip_text,
 )
 
 TEXT = {
@@ -123,7 +123,7 @@ def test_compiled_in_evaluation_mode(name: str) -> None:
 
 @pytest.mark.slow
 def test_blocks_of_the_bias_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_positions, "MAX_BIAS_ELEMENTS", 4 * 3 * 21 * 8)  # eight rows at a time
+    monkeypatch.setattr(modeling_jina_clip_text, "MAX_BIAS_ELEMENTS", 4 * 3 * 21 * 8)  # eight rows at a time
     tower, inputs = tower_of("text v1"), batches("text v1")[0]
     compiled = torch.compile(tower, fullgraph=True, backend="aot_eager")
     assert_same(gradients(tower, compiled, inputs), gradients(tower, tower, inputs))

@@ -8,8 +8,14 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, cpu_products
-from modeling_jina_clip.cpu_products import MIN_ROWS, faster_products, fused_linear, linear_in_onednn, prefers_onednn
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, modeling_jina_clip_base
+from modeling_jina_clip.modeling_jina_clip_base import (
+    MIN_ROWS,
+    faster_products,
+    fused_linear,
+    linear_in_onednn,
+    prefers_onednn,
+)
 
 SHAPES = [(MIN_ROWS,), (2, 37), (3, 5, 7)]
 WIDTHS = [(8, 24), (33, 1), (1, 5), (256, 64)]
@@ -165,7 +171,7 @@ def test_both_towers_take_it_with_the_same_vectors_and_gradients(
 
     count, found = vectors_and_gradients()
     assert count >= LINEAR_LAYERS  # with checkpointing each block runs once more
-    monkeypatch.setattr(cpu_products, "prefers_onednn", lambda: False)
+    monkeypatch.setattr(modeling_jina_clip_base, "prefers_onednn", lambda: False)
     none, expected = vectors_and_gradients()
     assert none == 0
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -180,7 +186,7 @@ def test_both_towers_encode_with_it(monkeypatch: pytest.MonkeyPatch, dtype: torc
     with Ways() as ways:
         found = model(**INPUTS)
     assert ways.counts == {"conv2d": 0, "linear": 0, "_linear_pointwise": LINEAR_LAYERS}
-    monkeypatch.setattr(cpu_products, "linear_in_onednn", F.linear)
+    monkeypatch.setattr(modeling_jina_clip_base, "linear_in_onednn", F.linear)
     expected = model(**INPUTS)
     near = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found.text_embeds, expected.text_embeds, atol=near, rtol=0)

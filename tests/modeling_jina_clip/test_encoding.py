@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
-from modeling_jina_clip.encoding_jina_clip import prepared_ahead, token_budget_batches
+from modeling_jina_clip.modeling_jina_clip import prepared_ahead, token_budget_batches
 
 
 @pytest.fixture(scope="module")

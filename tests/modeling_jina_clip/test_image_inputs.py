@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from modeling_jina_clip import JinaCLIPImageProcessor, image_inputs, image_processing_jina_clip
-from modeling_jina_clip.image_inputs import open_image, to_rgb
+from modeling_jina_clip import JinaCLIPImageProcessor, image_processing_jina_clip
+from modeling_jina_clip.image_processing_jina_clip import open_image, to_rgb
 
 SIDEWAYS, UPSIDE_DOWN = 6, 3  # values of the EXIF tag Orientation
 
@@ -161,7 +161,7 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(monkeypatch: py
 
 
 def test_our_limit_is_pillows() -> None:
-    assert 2 * Image.MAX_IMAGE_PIXELS - image_inputs.MAX_PIXELS in (0, 1)
+    assert 2 * Image.MAX_IMAGE_PIXELS - image_processing_jina_clip.MAX_PIXELS in (0, 1)
 
 
 @pytest.mark.parametrize("size", [(2, 20_000), (20_000, 2)])
@@ -194,18 +194,18 @@ def test_a_file_that_pillow_would_give_to_another_program(tmp_path: Path, monkey
     [
         ("", FileNotFoundError, "no image file at '.'"),
         ("a red bus", FileNotFoundError, "no image file at 'a red bus'"),
-        ("iVBORw0KGgo" * 1000, FileNotFoundError, r"iVBORw.*\.\.\.' is no path"),
-        ("~nobody-of-this-name/cat.png", FileNotFoundError, "is no path: Could not determine home"),
+        ("iVBORw0KGgo" * 1000, FileNotFoundError, r"iVBORw.*\.\.\.' is not a path"),
+        ("~nobody-of-this-name/cat.png", FileNotFoundError, "is not a path: Could not determine home"),
         ("/dev/zero", FileNotFoundError, "no image file at '/dev/zero'"),
         (b"", ValueError, "0 bytes is not an image"),
         ("data:image/svg+xml;base64,PHN2Zy8+", ValueError, "is not an image in a known format"),
         (None, TypeError, "cannot read an image from NoneType"),
         (["a.png"], TypeError, "cannot read an image from list"),
         (3, TypeError, "cannot read an image from int"),
-        (np.zeros(5, dtype=np.uint8), ValueError, r"shape \(5,\) is no image"),
-        (np.zeros((0, 4, 3), dtype=np.uint8), ValueError, r"shape \(0, 4, 3\) is no image"),
-        (np.zeros((1, 4, 4, 3), dtype=np.uint8), ValueError, r"shape \(1, 4, 4, 3\) is no image"),
-        (np.zeros((5, 5, 2), dtype=np.uint8), ValueError, r"shape \(5, 5, 2\) is no image"),
+        (np.zeros(5, dtype=np.uint8), ValueError, r"shape \(5,\) is not an image"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), ValueError, r"shape \(0, 4, 3\) is not an image"),
+        (np.zeros((1, 4, 4, 3), dtype=np.uint8), ValueError, r"shape \(1, 4, 4, 3\) is not an image"),
+        (np.zeros((5, 5, 2), dtype=np.uint8), ValueError, r"shape \(5, 5, 2\) is not an image"),
         (np.zeros((4, 4), dtype=np.uint16), ValueError, r"uint8 or float in \[0, 1\], got uint16; divide by its white"),
         (np.zeros((4, 4), dtype=bool), ValueError, "got bool"),
         (np.full((4, 4, 3), 255.0), ValueError, r"must lie in \[0, 1\], got 255.0..255.0; divide by its white"),
@@ -309,7 +309,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_bytes(encoded(steps()))
     with path.open(encoding="utf-8") as file, pytest.raises(ValueError, match=r"image.png' cannot be read: .*'rb'"):
         open_image(file)
-    with pytest.raises(ValueError, match=r"image.png' cannot be read: .*closed file; open it anew"):
+    with pytest.raises(ValueError, match=r"image.png' cannot be read: .*closed file; open it again"):
         open_image(file)
     with pytest.raises(ValueError, match="a BytesIO is not an image in a known format"):
         open_image(io.BytesIO(b"abc"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_jina_clip import JinaCLIPImageProcessor, image_inputs
-from modeling_jina_clip.image_inputs import open_image, to_rgb
+from modeling_jina_clip import JinaCLIPImageProcessor, image_processing_jina_clip
+from modeling_jina_clip.image_processing_jina_clip import open_image, to_rgb
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_interpolation_and_size_are_read(picture: Image.Image) -> None:
         (b"not an image", ValueError, "12 bytes is not an image"),
         ("data:image/png,abc", ValueError, "must look like data:image/png;base64"),
         ("data:image/png;base64,????", ValueError, "broken base64"),
-        (np.zeros((2, 2, 7), dtype=np.uint8), ValueError, r"shape \(2, 2, 7\) is no image"),
+        (np.zeros((2, 2, 7), dtype=np.uint8), ValueError, r"shape \(2, 2, 7\) is not an image"),
         (np.full((2, 2, 3), 3.0), ValueError, r"float image must lie in \[0, 1\]"),
         (np.zeros((2, 2, 3), dtype=np.int64), ValueError, "must be uint8 or float"),
         (Image.new("I", (2, 2), 70000), ValueError, "has no fixed white"),
@@ -127,7 +127,7 @@ def test_truncated_and_oversized_files(picture: Image.Image, tmp_path: Path, mon
     path.write_bytes(png(picture)[:1000])
     with pytest.raises(ValueError, match=r"half.png' cannot be decoded"):
         open_image(path)
-    monkeypatch.setattr(image_inputs, "MAX_PIXELS", 100)
+    monkeypatch.setattr(image_processing_jina_clip, "MAX_PIXELS", 100)
     with pytest.raises(ValueError, match="has 60 x 40 = 2400 pixels, above 100; shrink it"):
         open_image(png(picture))
 

@@ -20,7 +20,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from modeling_jina_clip import JinaCLIPImageProcessor, JinaCLIPModel, JinaCLIPProcessor, image_urls
-from modeling_jina_clip.image_inputs import open_image
+from modeling_jina_clip.image_processing_jina_clip import open_image
 from modeling_jina_clip.image_urls import MAX_REDIRECTS, _fetch, fetch_url, is_public, is_url
 from tests.modeling_jina_clip.picture_server import Handler, picture, png
 
@@ -73,7 +73,7 @@ def test_what_is_asked(server: str) -> None:
         ("cut", ConnectionError, "stopped after 50 of "),
         ("cut_chunk", ConnectionError, "IncompleteRead"),
         ("missing", ValueError, "the server answers 404 Not Found"),
-        ("nowhere", ValueError, "it redirects to nowhere"),
+        ("nowhere", ValueError, "it redirects without a location"),
         ("nonsense", ConnectionError, "cannot be fetched"),
         ("to?file:///etc/hostname", ValueError, "the scheme 'file' is not allowed"),
         ("to?ftp://127.0.0.1/x", ValueError, "the scheme 'ftp' is not allowed"),
@@ -103,7 +103,7 @@ def test_a_loop_of_redirects_ends(server: str) -> None:
 @pytest.mark.parametrize("path", ["drip", "drip_headers"])
 def test_the_time_limit_is_for_all_of_it(server: str, path: str) -> None:
     begin = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"was not there within 0\.3 seconds"):
+    with pytest.raises(TimeoutError, match=r"was not received within 0\.3 seconds"):
         fetch(f"{server}/{path}", timeout=0.3)
     assert time.monotonic() - begin < 10  # at this drip, a limit per read would wait for the whole body: 20 s
 
@@ -112,7 +112,7 @@ def test_a_name_that_takes_too_long_to_resolve(monkeypatch: pytest.MonkeyPatch) 
     awake = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: awake.wait(30))
     try:
-        with pytest.raises(TimeoutError, match="was not there within"):
+        with pytest.raises(TimeoutError, match="was not received within"):
             fetch("http://slow.example/x.png", timeout=0.1)
     finally:
         awake.set()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from modeling_jina_clip import JinaCLIPModel
-from modeling_jina_clip.model_origin import ModelOrigin
+from modeling_jina_clip.modeling_jina_clip import ModelOrigin
 from tests.loopback_hub import MAIN, TOKEN, Blob, LoopbackHub, Repository
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from modeling_jina_clip import JinaCLIPVisionConfig, JinaCLIPVisionModel
-from modeling_jina_clip.tower_initialization import initialize_vision
+from modeling_jina_clip.checkpoints_jina_clip import initialize_vision
 
 PEERS = Path(__file__).parents[2] / ".peers"
 SCRIPT = Path(__file__).with_name("peer_features.py")

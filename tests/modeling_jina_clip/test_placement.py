@@ -15,7 +15,7 @@ from modeling_jina_clip import (
     JinaCLIPModel,
     JinaCLIPTextConfig,
 )
-from modeling_jina_clip.text_positions import TextPositions
+from modeling_jina_clip.modeling_jina_clip_text import TextPositions
 
 ROOT = Path(__file__).parents[2]
 TEXT = {"embed_dim": 48, "vocab_size": 99, "hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
-from modeling_jina_clip.published_layout import published_config
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, save_published
+from modeling_jina_clip.checkpoints_jina_clip import published_config
 from tests.modeling_jina_clip.test_published_v2 import TINY, text_config
 from tests.modeling_jina_clip.test_published_v2 import published_config as published_v2
 
@@ -37,7 +37,7 @@ def test_a_published_folder_comes_back_as_it_was(golden: Path, tmp_path: Path) -
     model.save_pretrained(tmp_path / "ours")
     model.processor.save_pretrained(tmp_path / "ours")
     again = JinaCLIPModel.from_pretrained(tmp_path / "ours")
-    folder = again.save_published(tmp_path / "published")
+    folder = save_published(again, tmp_path / "published")
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
     }
@@ -54,7 +54,7 @@ def test_a_published_folder_comes_back_as_it_was(golden: Path, tmp_path: Path) -
 
 def test_the_exported_folder_is_the_same_model(golden: Path, tmp_path: Path) -> None:
     model = JinaCLIPModel.from_pretrained(golden / "tiny_model").eval()
-    again = JinaCLIPModel.from_pretrained(model.save_published(tmp_path / "published")).eval()
+    again = JinaCLIPModel.from_pretrained(save_published(model, tmp_path / "published")).eval()
     texts = ["a cat", "two dogs on a mat"]
     assert (model.encode_text(texts) == again.encode_text(texts)).all()
     assert again.processor.image_processor.size == 32
@@ -92,7 +92,7 @@ def test_v2_weights_keep_names_adapters_and_type(golden: Path, tmp_path: Path, d
     )
     model = JinaCLIPModel(config).to(dtype)
     model.processor = JinaCLIPModel.from_pretrained(golden / "tiny_model").processor
-    folder = model.save_published(tmp_path / "published")
+    folder = save_published(model, tmp_path / "published")
     written = load_file(folder / "model.safetensors")
     assert written.keys() == model.state_dict().keys()  # no rotary tables: the published file has none
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in written.items())
@@ -112,7 +112,7 @@ def test_every_field_of_a_tower_trained_here_arrives(golden: Path, tmp_path: Pat
     vision |= {"intp_freq": True, "pt_hw_seq_len": 4, "mlp_ratio": 2.0, "qkv_bias": False, "proj_type": "linear"}
     model = JinaCLIPModel(JinaCLIPConfig(text_config=text, vision_config=vision, truncate_dim=8)).eval()
     model.processor = JinaCLIPModel.from_pretrained(golden / "tiny_model").processor
-    again = JinaCLIPModel.from_pretrained(model.save_published(tmp_path / "published")).eval()
+    again = JinaCLIPModel.from_pretrained(save_published(model, tmp_path / "published")).eval()
     for name, value in text.items():
         assert getattr(again.config.text_config, name) == value, name
     for name, value in vision.items():
@@ -139,7 +139,7 @@ def test_a_folder_with_something_in_it_is_left_alone(golden: Path, tmp_path: Pat
     (tmp_path / "notes.txt").write_text("mine")
     model = JinaCLIPModel.from_pretrained(golden / "tiny_model")
     with pytest.raises(FileExistsError, match=r"holds 'notes.txt'; give a new or an empty folder"):
-        model.save_published(tmp_path)
+        save_published(model, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -148,7 +148,7 @@ def test_a_tokenizer_of_today_is_named_as_before(golden: Path, tmp_path: Path) -
 
     model = make_model()
     model.processor = make_processor()
-    settings = json.loads((model.save_published(tmp_path / "published") / "tokenizer_config.json").read_text())
+    settings = json.loads((save_published(model, tmp_path / "published") / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert settings.keys().isdisjoint({"backend", "is_local"})
 
@@ -164,5 +164,5 @@ def test_weights_without_tables_export_with_the_right_ones(golden: Path, tmp_pat
     for path in (golden / "tiny_model").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
-    written = load_file(JinaCLIPModel.from_pretrained(folder).save_published(tmp_path / "out") / "model.safetensors")
+    written = load_file(save_published(JinaCLIPModel.from_pretrained(folder), tmp_path / "out") / "model.safetensors")
     assert torch.equal(written["vision_model.rope.freqs_sin"], weights["vision_model.rope.freqs_sin"])

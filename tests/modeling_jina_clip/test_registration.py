@@ -1,4 +1,4 @@
-"""``import modeling_jina_clip`` is cheap, and enough for the Auto classes, in whatever order things are imported."""
+"""``import modeling_jina_clip`` is cheap and registers with the Auto classes, in whatever order things are imported."""
 
 import subprocess
 import sys
@@ -21,10 +21,18 @@ AUTO = {
     # The public name is a stand-in that demands torchvision before transformers 5.18.
     "AutoImageProcessor": "from transformers.models.auto.image_processing_auto import AutoImageProcessor",
 }
-OURS = "import modeling_jina_clip; assert not {'torch', 'PIL', 'numpy'} & (sys.modules.keys() - before)"
+TIMED = """
+from time import process_time
+from transformers import AutoModel, PreTrainedModel
+start, finders = process_time(), list(sys.meta_path)
+import modeling_jina_clip
+print(process_time() - start)
+assert sys.meta_path == finders
+"""
+MOST_SECONDS = 0.3  # on top of the two names of transformers
 
 
-def run(golden: Path, *lines: str) -> None:
+def run(golden: Path, *lines: str) -> str:
     program = "\n".join(
         ["import sys", f"sys.path.insert(0, {str(ROOT)!r})", f"folder = {str(golden / 'tiny_model')!r}", *lines]
     )
@@ -33,14 +41,20 @@ def run(golden: Path, *lines: str) -> None:
         [sys.executable, "-I", "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_this_package_first(golden: Path) -> None:
-    run(golden, "import transformers", "before = {*sys.modules}", OURS, *AUTO.values(), USE)
+    run(golden, "import transformers", "import modeling_jina_clip", *AUTO.values(), USE)
 
 
 def test_the_auto_classes_first(golden: Path) -> None:
-    run(golden, *AUTO.values(), "before = {*sys.modules}", "import modeling_jina_clip", USE)
+    run(golden, *AUTO.values(), "import modeling_jina_clip", USE)
+
+
+def test_the_import_is_cheap_and_leaves_no_import_hook(golden: Path) -> None:
+    """Processor time, so that a busy machine does not fail the test; the better of two, since the first may compile."""
+    assert min(float(run(golden, TIMED)) for _ in range(2)) < MOST_SECONDS
 
 
 @pytest.mark.slow
@@ -66,6 +80,7 @@ def test_one_auto_class_alone(golden: Path, name: str, first: bool) -> None:
         *["sentence_transformers", "peft", "transformers.image_processing_utils", "transformers.models.auto"],
     ],
 )
-def test_whoever_loads_the_auto_classes(golden: Path, module: str) -> None:
-    """Registration happens in the middle of another import; none may find a module half loaded."""
-    run(golden, "import modeling_jina_clip", f"import {module}", *AUTO.values(), USE)
+@pytest.mark.parametrize("first", [True, False], ids=["ours-first", "ours-last"])
+def test_beside_other_imports(golden: Path, module: str, first: bool) -> None:
+    lines = ["import modeling_jina_clip", f"import {module}"]
+    run(golden, *(lines if first else reversed(lines)), *AUTO.values(), USE)

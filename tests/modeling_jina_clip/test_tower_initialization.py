@@ -7,8 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPTextConfig, JinaCLIPTextModel
-from modeling_jina_clip.checkpoint_keys import EVA_CLIP, JINA_BERT, TIMM_EVA02, choose_table, convert
+from modeling_jina_clip import (
+    JinaCLIPConfig,
+    JinaCLIPModel,
+    JinaCLIPTextConfig,
+    JinaCLIPTextModel,
+    initialize_towers,
+)
+from modeling_jina_clip.checkpoints_jina_clip import EVA_CLIP, JINA_BERT, TIMM_EVA02, choose_table, convert
 
 VISION = {"embed_dim": 64, "width": 64, "head_width": 16, "layers": 2, "image_size": 32, "patch_size": 8}
 TEXT = {
@@ -71,7 +77,7 @@ def test_text_from_jina_bert(golden: Path, prefix: str, head: bool) -> None:
         }
     expected = np.load(golden / "jina_bert_v2_style_io.npz")
     model = fresh_model()
-    report = model.initialize_towers(text=weights)["text"]
+    report = initialize_towers(model, text=weights)["text"]
     assert report.fresh == []
     assert len(report.dropped) == 2 * head
     ids, mask = torch.tensor(expected["input_ids"]), torch.tensor(expected["attention_mask"])
@@ -102,7 +108,7 @@ def test_text_from_jina_bert(golden: Path, prefix: str, head: bool) -> None:
 def test_vision_from_every_source(golden: Path, published: dict[str, torch.Tensor], rename) -> None:
     expected = np.load(golden / "tiny_io.npz")
     model = fresh_model()
-    report = model.initialize_towers(vision=rename(vision_weights(published)))["vision"]
+    report = initialize_towers(model, vision=rename(vision_weights(published)))["vision"]
     assert report.fresh == []
     features = model.get_image_features(torch.tensor(expected["pixel_values"]))
     np.testing.assert_allclose(features, expected["image_features"], atol=1e-5)
@@ -114,7 +120,7 @@ def test_mim_weights_leave_the_inner_norm_fresh_and_say_so(published: dict[str, 
         name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: t for name, t in weights.items()
     }
     weights = {name: tensor for name, tensor in weights.items() if ".attn.norm." not in name}
-    report = fresh_model().initialize_towers(vision=weights)["vision"]
+    report = initialize_towers(fresh_model(), vision=weights)["vision"]
     assert report.fresh == [f"blocks.{b}.attn.inner_attn_ln.{part}" for b in (0, 1) for part in ("bias", "weight")]
     assert "4 left fresh" in str(report)
 
@@ -122,7 +128,7 @@ def test_mim_weights_leave_the_inner_norm_fresh_and_say_so(published: dict[str, 
 @torch.no_grad()
 def test_other_patch_and_image_sizes_are_interpolated(published: dict[str, torch.Tensor]) -> None:
     model = fresh_model(patch_size=16, image_size=96)
-    report = model.initialize_towers(vision=vision_weights(published))["vision"]
+    report = initialize_towers(model, vision=vision_weights(published))["vision"]
     assert sorted(report.resized) == ["patch_embed.proj.weight", "pos_embed"]
     assert model.vision_model.pos_embed.shape == (1, 1 + 36, 64)
     torch.testing.assert_close(model.vision_model.pos_embed[:, 0], published["vision_model.pos_embed"][:, 0])
@@ -135,7 +141,7 @@ def test_from_files_and_folders(golden: Path, tmp_path: Path, published: dict[st
     save_file({name: published[name] for name in names[:40]}, tmp_path / "model-1.safetensors")
     save_file({name: published[name] for name in names[40:]}, tmp_path / "model-2.safetensors")
     model = fresh_model()
-    reports = model.initialize_towers(text=golden / "jina_bert_v2_style.safetensors", vision=str(tmp_path))
+    reports = initialize_towers(model, text=golden / "jina_bert_v2_style.safetensors", vision=str(tmp_path))
     assert sorted(reports) == ["text", "vision"]
     assert torch.equal(model.vision_model.cls_token, published["vision_model.cls_token"])
 
@@ -158,7 +164,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(published, change, mes
     model = fresh_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
-        model.initialize_towers(vision=weights)
+        initialize_towers(model, vision=weights)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -166,13 +172,13 @@ def test_broken_files(tmp_path: Path, golden: Path) -> None:
     model = fresh_model()
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
     with pytest.raises(ValueError, match="pickles are not read"):
-        model.initialize_towers(text=tmp_path / "pytorch_model.bin")
+        initialize_towers(model, text=tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"no .safetensors file"):
-        model.initialize_towers(text=tmp_path)
+        initialize_towers(model, text=tmp_path)
     half = (golden / "jina_bert_v2_style.safetensors").read_bytes()[:5000]
     (tmp_path / "half.safetensors").write_bytes(half)
     with pytest.raises(ValueError, match="broken or cut short"):
-        model.initialize_towers(text=tmp_path / "half.safetensors")
+        initialize_towers(model, text=tmp_path / "half.safetensors")
 
 
 def test_a_missing_third_of_a_fused_layer_is_refused(golden: Path) -> None:
@@ -204,4 +210,4 @@ def test_another_depth_is_refused(golden: Path) -> None:
     model = fresh_model()
     model.text_model = tower
     with pytest.raises(ValueError, match=r"without a tensor there: transformer.encoder.layers.2"):
-        model.initialize_towers(text=golden / "jina_bert_v2_style.safetensors")
+        initialize_towers(model, text=golden / "jina_bert_v2_style.safetensors")

@@ -14,16 +14,15 @@ from modeling_jina_clip import (
     JinaCLIPTextModel,
     JinaCLIPVisionConfig,
     JinaCLIPVisionModel,
-    text_positions,
 )
 from modeling_jina_clip import modeling_jina_clip_text as text_module
+from modeling_jina_clip.modeling_jina_clip_text import TextPositions, alibi_slopes
 from modeling_jina_clip.modeling_jina_clip_vision import (
     apply_rope,
     resize_position_embedding,
     rope_tables,
     rope_with_cls,
 )
-from modeling_jina_clip.text_positions import TextPositions, alibi_slopes
 
 TEXT = {"embed_dim": 48, "vocab_size": 99, "hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2}
 VISION = {"embed_dim": 48, "width": 48, "head_width": 8, "layers": 2, "image_size": 32, "patch_size": 8}
@@ -94,7 +93,7 @@ def test_blocks_of_the_bias_equal_the_whole_in_values_and_gradients(
         return output.detach(), [parameter.grad.clone() for parameter in tower.parameters()]
 
     whole, whole_gradients = run()
-    monkeypatch.setattr(text_positions, "MAX_BIAS_ELEMENTS", 3 * 6 * length * 3)  # three rows at a time
+    monkeypatch.setattr(text_module, "MAX_BIAS_ELEMENTS", 3 * 6 * length * 3)  # three rows at a time
     blocked, blocked_gradients = run()
     torch.testing.assert_close(whole, blocked, rtol=0, atol=1e-6)
     for one, other in zip(whole_gradients, blocked_gradients, strict=True):

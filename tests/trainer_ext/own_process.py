@@ -19,9 +19,11 @@ from transformers import TrainerCallback
 
 from tests.trainer_ext.tiny_run import COLOURS, NUMBERS, RunFactory, entries_of, picture, trained
 from trainer_ext import __main__ as command_line
-from trainer_ext import checkpoints, saving
-from trainer_ext.evaluation import HardNegativeTask, Task, image_text_tasks, text_task
-from trainer_ext.trainer import JinaCLIPTrainer
+from trainer_ext import files
+from trainer_ext.evaluation.tasks import HardNegativeTask, Task, image_text_tasks, text_task
+from trainer_ext.run import train as training_run
+from trainer_ext.training import saving
+from trainer_ext.training.trainer import JinaCLIPTrainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
@@ -99,7 +101,7 @@ def train_until_killed(recipe: Path, folder: Path, overrides: list[str], steps: 
 def train_until_killed_in_checkpoint(recipe: Path, folder: Path, overrides: list[str], name: str) -> None:
     """Dies while a checkpoint is written: half of its weights are there."""
     settle()
-    real = checkpoints.seal
+    real = files.seal
 
     def seal(folder: Path) -> None:
         if folder.name == name:
@@ -125,7 +127,7 @@ def train_rank(
 def run_command(command: list[str]) -> None:
     """The command line to its end."""
     settle()
-    command_line.load_suite = tiny_suite
+    training_run.load_suite = tiny_suite
     assert command_line.main(command) == 0
     assert not torch.distributed.is_initialized()  # left in order, not when the interpreter happens to end
 
@@ -153,6 +155,6 @@ def run_command_until_killed(command: list[str], steps: int) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(KillAfter(steps))
 
-    command_line.load_suite = tiny_suite
-    command_line.JinaCLIPTrainer = Killed
+    training_run.load_suite = tiny_suite
+    training_run.JinaCLIPTrainer = Killed
     command_line.main(command)

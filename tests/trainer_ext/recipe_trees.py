@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer_ext.recipe import load_recipe
-from trainer_ext.recipe_errors import RecipeError
+from trainer_ext.recipe.problems import RecipeError
+from trainer_ext.recipe.recipe import load_recipe
 
 
 def source(name: str, task: str = "text-pair", **changes: Any) -> dict[str, Any]:

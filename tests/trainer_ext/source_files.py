@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, Image
 from PIL import Image as Pictures
 
-from trainer_ext.recipe import Source
+from trainer_ext.recipe.schema import Source
 
 PAIR_COLUMNS = {"query": "q", "positive": "a"}
 PICTURE_COLUMNS = {"image": "image", "caption": "text"}

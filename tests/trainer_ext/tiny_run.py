@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPImageProcessor, JinaCLIPModel, JinaCLIPProcessor
-from trainer_ext.arguments import training_arguments
-from trainer_ext.data_sources import load_sources
-from trainer_ext.recipe import load_recipe
-from trainer_ext.trainer import JinaCLIPTrainer
+from trainer_ext.data.sources import load_sources
+from trainer_ext.recipe.recipe import load_recipe
+from trainer_ext.run.start import training_arguments
+from trainer_ext.training.trainer import JinaCLIPTrainer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220), "white": (250, 250, 250)}
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]

@@ -1,0 +1,51 @@
+"""Two recipes are the same run if they train the same weights; otherwise it is told what changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainer_ext.recipe_trees import base, write
+from trainer_ext.recipe.recipe import Recipe, load_recipe, recipe_differences, recipe_fingerprint
+
+
+def test_equal_recipes_have_equal_fingerprints(tmp_path: Path) -> None:
+    before = load_recipe(write(tmp_path, base()))
+    shuffled = load_recipe(write(tmp_path, dict(reversed(base().items()))))
+    assert recipe_fingerprint(before) == recipe_fingerprint(shuffled)
+    assert recipe_differences(before, shuffled) == []
+
+
+@pytest.mark.parametrize("override", ["save_steps=7", "logging_steps=2", "dataloader_num_workers=2", "name=other"])
+def test_what_does_not_change_the_weights_may_change(tmp_path: Path, override: str) -> None:
+    path = write(tmp_path, base())
+    before, after = load_recipe(path), load_recipe(path, [override])
+    assert before != after
+    assert recipe_fingerprint(before) == recipe_fingerprint(after)
+    assert recipe_differences(before, after) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("stages.0.steps=11", "stages.0.steps: 10 -> 11"),
+        ("seed=1", "seed: 42 -> 1"),
+        ("sources.1.weight=2", "sources.1.weight: 1.0 -> 2.0"),
+        ("weight_decay=0.5", "training.weight_decay: absent -> 0.5"),
+        ("stages.0.text.sources=[pairs-a]", "stages.0.text.sources.1: 'pairs-b' -> absent"),
+    ],
+)
+def test_what_changes_the_weights_is_told(tmp_path: Path, override: str, difference: str) -> None:
+    path = write(tmp_path, base())
+    before, after = load_recipe(path), load_recipe(path, [override])
+    assert recipe_fingerprint(before) != recipe_fingerprint(after)
+    assert recipe_differences(before, after) == [difference]
+
+
+def test_stored_recipe_is_the_same_recipe(tmp_path: Path) -> None:
+    """A run keeps its recipe as JSON and compares it when it is resumed."""
+    overrides = ["save_strategy=no", "tokenizer={vocab_size: 9}", "sources.1.weight=2.5", "optim=sgd"]
+    recipe = load_recipe(write(tmp_path, base() | {"sources": [*base()["sources"], "openmoji"]}), overrides)
+    stored = Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json"))))
+    assert recipe_differences(stored, recipe) == []
+    assert recipe_fingerprint(stored) == recipe_fingerprint(recipe)

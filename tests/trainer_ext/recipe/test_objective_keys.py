@@ -1,0 +1,80 @@
+"""Objectives that cannot be trained are refused when the recipe is loaded, with the value and the cure."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.trainer_ext.losses.test_joint_options import IMAGES, PAIRS, QUIET, SCORED, TRIPLETS
+from tests.trainer_ext.recipe_trees import write
+from trainer_ext.recipe.problems import RecipeError
+from trainer_ext.recipe.recipe import load_recipe
+from trainer_ext.recipe.schema import LOSS_RULES, Matryoshka, SideLoss
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "unknown loss": ([IMAGES % ", loss: siglop"], "Did you mean 'siglip'?"),
+    "siglip of texts": ([PAIRS % ", loss: siglip"], "no place for hard negatives; the text side takes 'info_nce' or"),
+    "cosent of images": (
+        [IMAGES % ", loss: cosent"],
+        "'cosent' needs scored pairs of texts; the image_text side",
+    ),
+    "cosent of pairs": ([PAIRS % ", loss: cosent"], "has task text-pair, but text with loss cosent needs task scored"),
+    "directions of siglip": (
+        [IMAGES % ", loss: siglip, directions: forward"],
+        "directions: is 'forward', but siglip compares pairs and has no directions. Take it out.",
+    ),
+    "reduction of cosent": ([SCORED % ", reduction: mean"], "reduction: is 'mean', but cosent compares pairs"),
+    "backward with negatives": ([TRIPLETS % ", directions: backward"], "leaves all hard negatives out. Use 'both'"),
+    "trained cosent": ([SCORED % ", temperature: trained"], "it would fall without end. Give a number."),
+    "temperature": ([PAIRS % ", temperature: 0"], "text.temperature: must be a number above 0 or 'trained', got 0."),
+    "word for a temperature": (
+        [PAIRS % ", temperature: train"],
+        "temperature: must be a number above 0 or 'trained', got 'train'",
+    ),
+    "no dims": (["matryoshka={dims: []}"], "matryoshka.dims: List should have at least 1 item"),
+    "dims too large": (
+        ["matryoshka={dims: [16, 64]}"],
+        "matryoshka.dims: [64] are larger than the model's embedding of 16",
+    ),
+    "whole embedding": (
+        ["matryoshka={dims: [8, 4]}"],
+        "leaves out the embedding's dimensions from 8 on: nothing would train them. Add 16.",
+    ),
+    "dims twice": (["matryoshka={dims: [16, 16]}"], "matryoshka.dims: [16, 16] holds a dimension twice."),
+    "weights": (["matryoshka={dims: [16, 4], weights: [1.0]}"], "matryoshka.weights: has 1 weights for 2 dims."),
+    "dims of a side": (
+        [PAIRS % ", matryoshka: {dims: [99, 16]}"],
+        "stages.0.text.matryoshka.dims: [99] are larger than the model's embedding of 16",
+    ),
+    "truncated evaluation": (
+        ["evaluation={suite: openmoji, truncate_dims: [32]}"],
+        "evaluation.truncate_dims: [32] are larger than the model's embedding of 16. Use dims of at most 16.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_go_together_is_refused_at_load(tiny_recipe: Path, case: str) -> None:
+    overrides, words = REFUSED[case]
+    sides = [IMAGES % "", PAIRS % ""]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tiny_recipe, [*QUIET, *sides, *overrides])
+    assert words in str(caught.value)
+
+
+GUIDE = (Path(__file__).parents[3] / "docs" / "losses.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split()[1])
+def test_recipes_of_the_guide_load(tmp_path: Path, snippet: str) -> None:
+    recipe = load_recipe(write(tmp_path, snippet))
+    assert {source.name for source in recipe.used_sources()} <= {source.name for source in recipe.sources}
+
+
+def test_guide_shows_every_loss_and_names_every_option() -> None:
+    for name in (*SideLoss.model_fields, *Matryoshka.model_fields, "text_temperature", "false_negatives", "tile_size"):
+        assert re.search(rf"`{name}`|{{{name}: |, {name}: ", GUIDE), f"docs/losses.md does not explain {name}"
+    for loss in LOSS_RULES:
+        assert f"`{loss}`" in GUIDE
+    assert {"siglip", "cosent"} <= set(re.findall(r"loss: (\w+)", "".join(SNIPPETS)))

@@ -1,0 +1,80 @@
+"""What the command line demands of a run that is resumed, beside its recipe; and a folder whose claim was cut short."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import datasets
+import pytest
+
+from tests.trainer_ext.own_process import in_own_process, in_two_processes, kill_self, run_command, settle
+from trainer_ext.__main__ import main
+from trainer_ext.run import train as training_run
+
+
+@pytest.fixture
+def command(tiny_recipe: Path, tiny_data: Path, tmp_path: Path) -> list[str]:
+    """A run over a copy of the pictures."""
+    shutil.copy(tiny_data / "pictures.parquet", tmp_path)
+    places = [f"sources.0.location={tmp_path / 'pictures.parquet'}", "stages.2.steps=1"]
+    return [str(tiny_recipe), "--output_dir", str(tmp_path / "run"), *places]
+
+
+def setup_in(command: list[str]) -> dict[str, object]:
+    return json.loads((Path(command[2]) / "run.json").read_text())["setup"]
+
+
+def test_rows_that_come_or_go_are_listed(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    assert setup_in(command)["rows"]["pictures"] == 36
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "pictures.parquet"))
+    rows.select(range(30)).to_parquet(tmp_path / "pictures.parquet")
+    assert main([*command, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "was started with another setup: rows.pictures: 36 -> 30. It would not go on as the same run" in said
+    assert main([*command, "--resume", "--allow_recipe_change"]) == 0
+    assert setup_in(command)["rows"]["pictures"] == 30
+
+
+def test_precision_given_by_the_launcher(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(command) == 0
+    assert setup_in(command) | {"rows": None} == {
+        "processes": 1, "mixed_precision": "no", "device": "cpu", "rows": None
+    }  # fmt: skip
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert main([*command, "--resume"]) == 2
+    assert "mixed_precision: no -> bf16" in capsys.readouterr().err
+
+
+def test_number_of_processes(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_two_processes(run_command, command) == [0, 0]
+    assert main([*command, "--resume"]) == 2
+    assert "processes: 2 -> 1" in capsys.readouterr().err
+
+
+def test_a_run_of_an_older_version_is_resumed_and_completed(command: list[str]) -> None:
+    assert main(command) == 0
+    path = Path(command[2]) / "run.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in told.items() if name != "setup"}))
+    assert main([*command, "--resume", "logging_steps=2"]) == 0
+    assert json.loads(path.read_text()) == told  # with the command it was started by
+
+
+def run_command_until_killed_at_claim(command: list[str]) -> None:
+    """The command line, dying when it is about to write whose folder it is."""
+    settle()
+    training_run.RunFolder.claim = lambda *arguments: kill_self()
+    main(command)
+
+
+def test_killed_before_the_claim_leaves_the_folder_free(command: list[str]) -> None:
+    command = [*command, "report_to=tensorboard"]
+    assert in_own_process(run_command_until_killed_at_claim, command) == -signal.SIGKILL
+    assert not Path(command[2]).exists() or list(Path(command[2]).iterdir()) == []
+    assert main(command) == 0

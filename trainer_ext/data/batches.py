@@ -1,0 +1,261 @@
+"""Keys to rows, rows to tensors: ``JointDataset`` reads the rows that the plan names, ``JointCollator`` makes a batch.
+
+Each text column is padded by itself. Random resized crops of training pictures are those of open_clip, by Pillow alone.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain, count, groupby, islice
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from trainer_ext.data.broken_rows import BrokenRows
+from trainer_ext.data.columns import IMAGE_ERRORS
+from trainer_ext.data.plan import Key
+from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
+from trainer_ext.data.streams import SourceStream
+from trainer_ext.recipe.schema import Source, Stage
+
+# Width to height of a crop, before it is made square; torchvision's and open_clip's range.
+_RATIO = (3 / 4, 4 / 3)
+_TRIES = 10
+
+
+def random_resized_crop(
+    picture: Image.Image, size: int, scale: tuple[float, float], generator: np.random.Generator
+) -> Image.Image:
+    """Cut out a random part of a picture and make it ``size`` x ``size``, without keeping its proportions.
+
+    The algorithm of torchvision's ``RandomResizedCrop``: an area drawn evenly from ``scale``, a ratio of the sides
+    drawn evenly on a logarithmic scale from 3/4 to 4/3, a place; the largest possible part of the middle if ten draws
+    do not fit. Bicubic.
+
+    >>> random_resized_crop(Image.new("RGB", (50, 40)), 16, (0.9, 1.0), np.random.default_rng(0)).size
+    (16, 16)
+    """
+    box = crop_box(*picture.size, scale, generator)
+    if picture.mode not in ("RGB", "RGBA", "L"):  # a palette's numbers cannot be mixed
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+    return picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def crop_box(
+    width: int, height: int, scale: tuple[float, float], generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random part of a picture."""
+    for _ in range(_TRIES):
+        area = width * height * generator.uniform(*scale)
+        ratio = math.exp(generator.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
+        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = int(generator.integers(width - wide + 1)), int(generator.integers(height - high + 1))
+            return left, top, left + wide, top + high
+    ratio = min(max(width / height, _RATIO[0]), _RATIO[1])
+    wide, high = min(width, round(height * ratio)), min(height, round(width / ratio))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high
+
+
+Row = dict[str, Any]
+
+
+class JointDataset(Dataset[Row]):
+    """Keys to rows: the columns of the source's row, and its ``key``.
+
+    Of several captions one is drawn by the seed, source, row and epoch: another one in each epoch, the same one again
+    after a resume, whichever worker reads it. Texts get the source's prompts. A row whose image cannot be decoded is
+    replaced by another one of its source, drawn from the same numbers, within the source's ``max_broken_rows``.
+
+    Args:
+        broken: where rows left out are listed and counted; by default in memory.
+
+    >>> from datasets import Dataset as Table
+    >>> columns = {"query": "q", "positive": "a"}
+    >>> source = Source(name="pairs", task="text-pair", location="pairs.csv", format="csv", columns=columns)
+    >>> rows = JointDataset([source], {"pairs": Table.from_dict({"query": ["hi"], "positive": ["hello"]})}, seed=1)
+    >>> rows[Key(step=0, stage=0, side="text", source="pairs", epoch=0, index=0)]["positive"]
+    'hello'
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], tables: Mapping[str, Rows], seed: int, broken: BrokenRows | None = None
+    ) -> None:
+        self._sources = {source.name: source for source in sources}
+        self._tables = {
+            name: rows if isinstance(rows, SourceStream) else undecoded(rows) for name, rows in tables.items()
+        }
+        self._seed = seed
+        self._broken = BrokenRows(None) if broken is None else broken
+
+    def __len__(self) -> int:
+        """Rows of the sources that do not stream."""
+        return sum(rows for rows in map(row_count, self._tables.values()) if rows is not None)
+
+    def __getitem__(self, key: Key) -> Row:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Row]:
+        """The rows of a micro-batch, read source by source."""
+        found: list[Row] = []
+        for name, group in groupby(keys, key=lambda key: key.source):
+            found += [self._finished(self._sources[name], row) for row in self._read(name, list(group))]
+        return found
+
+    def _read(self, name: str, keys: list[Key]) -> list[Row]:
+        """The rows as they are stored, each with the key of what was really read."""
+        source, table = self._sources[name], self._tables[name]
+        if isinstance(table, SourceStream):
+            streamed = table.read([key.index for key in keys])
+            return [
+                {**one.row, "key": key._replace(epoch=one.epoch, index=one.identity)}
+                for key, one in zip(keys, streamed, strict=True)
+            ]
+        try:
+            rows = read_rows(source, table, [key.index for key in keys])
+            return [{**row, "key": key} for key, row in zip(keys, rows, strict=True)]
+        except IMAGE_ERRORS:
+            return [self._readable(source, table, key) for key in keys]
+
+    def _readable(self, source: Source, table: datasets.Dataset, key: Key) -> Row:
+        """The row, or the first of its replacements that can be read."""
+        drawn = key
+        for attempt in count(1):
+            try:
+                [row] = read_rows(source, table, [drawn.index])
+                return {**row, "key": drawn}
+            except IMAGE_ERRORS as error:
+                self._broken.add(source, broken_image(source, table, drawn.index, error))
+            drawn = key._replace(index=self._draw(key, len(table), f"/{attempt}"))
+        raise AssertionError("the budget of broken rows ends the search")
+
+    def _finished(self, source: Source, row: Row) -> Row:
+        if isinstance(row.get("caption"), list):
+            row["caption"] = row["caption"][self._draw(row["key"], len(row["caption"]))]
+        for name, prompt in source.prompts.items():
+            row[name] = prompt + row[name]
+            if name == "positive" and "negatives" in row:
+                row["negatives"] = [prompt + text for text in row["negatives"]]
+        return row
+
+    def _draw(self, key: Key, choices: int, purpose: str = "") -> int:
+        # A hash is a random generator of one draw, and much cheaper to seed than one of many.
+        label = f"{self._seed}/{key.source}/{key.epoch}/{key.index}{purpose}".encode()
+        return int.from_bytes(hashlib.blake2b(label, digest_size=8).digest()) % choices
+
+
+class JointCollator:
+    """Make the trainer's batch from the rows of one micro-batch, by the processor and by the rows' stage.
+
+    Args:
+        processor: has ``tokenizer``, called as in transformers, and ``image_processor`` with its ``fitted``.
+        stages: the recipe's stages; the rows' keys say which one a batch belongs to.
+        seed: decides random crops, together with a row's source, epoch and number.
+
+    Returns (by a call):
+        ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
+
+        - image_text: ``pixel_values`` (batch, 3, size, size) uint8, not yet normalised, ``input_ids`` and
+          ``attention_mask`` (batch, tokens), ``image_ids`` and ``text_ids`` (batch,);
+        - text: ``query``, ``positive`` and, for triplets, ``negatives``, each a dict of ``input_ids`` and
+          ``attention_mask``; ``query_ids``, ``positive_ids``, ``negative_ids``; ``row_ids`` (batch,) of
+          rows with an ``id``. Negatives are flat, row by row:
+          (batch * negatives, tokens). Scored pairs have ``score`` (batch,), float32.
+
+        Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for pictures of
+        equal content). They show which candidates of a batch are no true negatives.
+    """
+
+    def __init__(self, processor: Any, stages: Sequence[Stage], seed: int = 0) -> None:
+        self._processor = processor
+        self._stages = list(stages)
+        self._seed = seed
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        number = rows[0]["key"].stage
+        stage = self._stages[number]
+        batch: dict[str, Any] = {"stage": number, "sources": {}}
+        for side, collate in (("image_text", self._image_text), ("text", self._text)):
+            of_side = [row for row in rows if row["key"].side == side]
+            if of_side:
+                batch["sources"][side] = of_side[0]["key"].source
+                batch[side] = collate(of_side, stage)
+        return batch
+
+    def _image_text(self, rows: Sequence[Row], stage: Stage) -> dict[str, torch.Tensor]:
+        size = {} if stage.image_size is None else {"size": stage.image_size}
+        captions = [row["caption"] for row in rows]
+        pixels = self._processor.image_processor.fitted([self._picture(row, stage) for row in rows], **size)
+        images = [_image_label(row) for row in rows]
+        return {
+            "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
+            **self._tokens({"caption": captions}, stage)["caption"],
+            "image_ids": stable_ids(images),
+            "text_ids": stable_ids(captions),
+        }
+
+    def _picture(self, row: Row, stage: Stage) -> Any:
+        if stage.random_resized_crop is None:
+            return row["image"]
+        key = row["key"]
+        label = hashlib.blake2b(f"{self._seed}/{key.source}/{key.epoch}/{key.index}/crop".encode(), digest_size=8)
+        generator = np.random.default_rng(int.from_bytes(label.digest()))
+        size = stage.image_size or self._processor.image_processor.size
+        low, high = stage.random_resized_crop
+        return random_resized_crop(row["image"], size, (low, high), generator)
+
+    def _text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
+        columns = {"query": [row["query"] for row in rows], "positive": [row["positive"] for row in rows]}
+        if "negatives" in rows[0]:
+            columns["negatives"] = [text for row in rows for text in row["negatives"]]
+        side: dict[str, Any] = self._tokens(columns, stage)
+        if "id" in rows[0]:
+            side["row_ids"] = stable_ids([str(row["id"]) for row in rows])
+        if "score" in rows[0]:
+            side["score"] = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
+        for name, texts in columns.items():
+            side[f"{name.removesuffix('s')}_ids"] = stable_ids(texts)
+        return side
+
+    def _tokens(self, columns: dict[str, list[str]], stage: Stage) -> dict[str, dict[str, torch.Tensor]]:
+        """Each column's ``input_ids`` and ``attention_mask``, padded at the end to the column's longest text."""
+        # One call for all columns, and arrays made here: the tokenizer's own padding and tensors take as long again.
+        encoded = self._processor.tokenizer(
+            [text for texts in columns.values() for text in texts],
+            truncation=True,
+            max_length=stage.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        rows = iter(encoded)
+        pad = self._processor.tokenizer.pad_token_id
+        return {name: _padded(list(islice(rows, len(texts))), pad) for name, texts in columns.items()}
+
+
+def _padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]  # (rows, tokens)
+    ids = np.full(mask.shape, pad, dtype=np.int64)
+    ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=lengths.sum())
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def _image_label(row: Row) -> str:
+    """What makes two images the same: their declared id, else their content."""
+    return f"id/{row['id']}" if "id" in row else row["image_label"]
+
+
+def stable_ids(texts: Sequence[str]) -> torch.Tensor:
+    """Int64 ids (len(texts),): equal texts have equal ids, in every process and on every machine.
+
+    >>> ids = stable_ids(["cat", "dog", "cat"])
+    >>> bool(ids[0] == ids[2]), bool(ids[0] == ids[1])
+    (True, False)
+    """
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)

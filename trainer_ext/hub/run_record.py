@@ -1,0 +1,217 @@
+"""What a run has left beside its model, as text for the card: ``run.json``, ``metrics.json``, ``sources/shares.json``.
+
+Paths of the machine stay out: a local source is "local CSV files", a local model "a checkpoint that is not named here".
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer_ext.files import read_json
+from trainer_ext.hub.folder import MANIFEST, PLACEHOLDER
+from trainer_ext.hub.installed import HubFolderError
+
+# Names of losses, formats and sides in words; a name that is not listed stands for itself. A newer run.json has the
+# words of its losses, under "losses".
+LOSSES = {
+    "info_nce": "InfoNCE",
+    "info_nce_plus": "InfoNCE with hard negatives",
+    "siglip": "SigLIP",
+    "cosent": "CoSENT",
+}
+FORMATS = {"json": "JSON", "csv": "CSV", "imagefolder": "image", "webdataset": "webdataset", "parquet": "Parquet"}
+SIDES = {"image_text": "image-text", "text": "text"}
+
+
+class RunRecord:
+    """The card's texts and metadata from the files of a run; for a model without them the texts say so.
+
+    Attributes:
+        training, data, results: Markdown for the sections of these names.
+        evaluations: the last stage's figures for the Hub's index, or None.
+        base_models: names on the Hub of what the run started from; those given by the caller replace the recorded ones.
+        datasets: names on the Hub of what it was trained on.
+
+    Raises:
+        HubFolderError: a file of these names was not written by the trainer.
+    """
+
+    def __init__(self, checkpoint: Path, base_models: Sequence[str] = ()) -> None:
+        self.training = "The checkpoint has no record of it."
+        self.data = "The checkpoint has no record of it."
+        self.results, self.evaluations = "Nothing was measured.", None
+        self.base_models = list(base_models)
+        self.datasets: list[str] = []
+        average = checkpoint.name == "ema" and not (checkpoint / "run.json").is_file()
+        origin = checkpoint.parent if average else checkpoint  # averaged weights lie in a folder of their run
+        run, shares = _read(origin / "run.json"), _read(origin / "sources" / "shares.json")
+        metrics = _read(checkpoint / "metrics.json")
+        try:
+            if run is not None:
+                recipe = run["recipe"]
+                self.base_models = self.base_models or _base_models(recipe)
+                self.training = _training_text(run, self.base_models, average)
+                taken = shares or (metrics or {}).get("shares") or {}
+                self.data, self.datasets = _data(recipe, taken)
+            if metrics is not None:
+                self.results, self.evaluations = _results(metrics["rows"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _not_the_trainers(checkpoint, error) from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path) if path.is_file() else None
+    except ValueError as error:
+        raise _not_the_trainers(path.parent, error) from error
+
+
+def _not_the_trainers(place: Path, error: Exception) -> HubFolderError:
+    words = f"metrics.json, run.json or sources/shares.json in {place} is not the trainer's ({error!r}); move it away"
+    return HubFolderError(words)
+
+
+def table(*rows: list[Any]) -> str:
+    """A Markdown table; the first row is its head.
+
+    >>> print(table(["a", "b"], [1, "x|y"]))
+    | a | b |
+    | --- | --- |
+    | 1 | x\\|y |
+    """
+    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+def _training_text(run: dict[str, Any], base_models: list[str], average: bool) -> str:
+    """Recipe, commit, start, stages and methods of the run."""
+    recipe, training = run["recipe"], run["recipe"].get("training") or {}
+    known = LOSSES | run.get("losses", {})
+    rows = [["stage", "steps", "learning rate", "tokens", "image-text batch", "text batch", "losses", "sources"]]
+    for stage in recipe["stages"]:
+        sides = [stage.get(side) or {} for side in SIDES]
+        sources = ", ".join(dict.fromkeys(name for side in sides for name in side.get("sources", [])))
+        losses = [
+            f"{words}: {known.get(side['loss'], side['loss'])}"
+            for words, side in zip(SIDES.values(), sides, strict=True)
+            if side
+        ]
+        figures = [stage[key] for key in ("name", "steps", "learning_rate", "max_length")]
+        rows.append([*figures, *(side.get("batch_size", "-") for side in sides), ", ".join(losses), sources])
+    commit = run.get("commit") or "not recorded"
+    methods = [_start(recipe, base_models)]
+    if lora := recipe.get("lora"):
+        towers = " and ".join(lora["towers"])
+        methods.append(f"LoRA of rank {lora['r']} (alpha {lora['alpha']:g}) on {towers}, merged into these weights.")
+    if matryoshka := recipe.get("matryoshka"):
+        methods.append(f"Matryoshka losses at {', '.join(map(str, matryoshka['dims']))} dimensions.")
+    if chunk := training.get("gradient_cache_chunk_size"):
+        methods.append(f"Gradient cache: whole batches as negatives, embedded in chunks of {chunk} rows.")
+    if average:
+        methods.append(f"The weights are the run's moving average (decay {training['ema_decay']:g}).")
+    first = f"Recipe `{recipe['name']}`, seed {recipe['seed']}, commit `{commit}`."
+    return f"{' '.join([first, *methods])}\n\n{table(*rows)}"
+
+
+def _start(recipe: dict[str, Any], base_models: list[str]) -> str:
+    """Where the weights of the first step came from."""
+    places = _places(recipe)
+    if not places:
+        preset = "" if "/" in recipe["model"] else f", preset `{recipe['model']}`"
+        return f"From random weights{preset}."
+    named = [f"`{name}`" for name in base_models]
+    if len(named) < len(places):
+        named.append("a checkpoint that is not named here" if not named else "another that is not named here")
+    towers = [key for key, value in (recipe.get("initialize") or {}).items() if value]
+    who = f"The {' and the '.join(towers)} tower started" if towers else "Started"
+    return f"{who} from {' and '.join(named)}."
+
+
+def _places(recipe: dict[str, Any]) -> list[str]:
+    """The folders and files that weights were taken from."""
+    model = recipe["model"]  # a preset is a name or a JSON file, a trained model is a folder
+    trained = [model] if "/" in model and not model.endswith(".json") else []
+    return trained + [place for place in (recipe.get("initialize") or {}).values() if place]
+
+
+def _base_models(recipe: dict[str, Any]) -> list[str]:
+    """The Hub's names of these places: of a folder in its client's cache, or of a pushed folder, from its manifest."""
+    found = []
+    for place in _places(recipe):
+        cached = re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{place}/", re.ASCII)
+        manifest = Path(place) / MANIFEST
+        if cached:
+            found.append(f"{cached[1]}/{cached[2]}")
+        elif manifest.is_file() and (name := str(read_json(manifest).get("repo_id"))) not in (PLACEHOLDER, "None"):
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+def _data(recipe: dict[str, Any], shares: dict[str, Any]) -> tuple[str, list[str]]:
+    """The table of the sources that the stages take rows from, and the names of those on the Hub."""
+    used = {name for stage in recipe["stages"] for side in SIDES for name in (stage.get(side) or {}).get("sources", [])}
+    sources = [source for source in recipe["sources"] if source["name"] in used]
+    taken = {
+        name: f"{item['rows']:,} ({100 * item['share']:.1f}% of {words})"
+        for side, words in SIDES.items()
+        for name, item in (shares.get(side) or {}).items()
+    }
+    head = ["source", "task", "where it is", *(["rows taken"] if taken else [])]
+    rows = [[source["name"], source["task"], _where(source)] for source in sources]
+    if taken:
+        rows = [[*row, taken.get(row[0], "0")] for row in rows]
+    datasets = [source["location"] for source in sources if source["format"] == "hub"]
+    return table(head, *rows), list(dict.fromkeys(datasets))
+
+
+def _where(source: dict[str, Any]) -> str:
+    """The kind of place, and its name if it is public."""
+    kind, name = source["format"], source["location"]
+    if kind == "hub":
+        return f"[{name}](https://huggingface.co/datasets/{name}), commit `{source['revision'][:8]}`"
+    if kind == "embedded":
+        return f"packaged table `{name}`"
+    return f"local {FORMATS.get(kind, kind)} files"
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+def _results(rows: list[dict[str, Any]]) -> tuple[str, list[Any] | None]:
+    """The table of the measured rows (metrics down, references and stages across), and the last stage for the Hub.
+
+    A metric is named ``task/side_metricK``: ``pairs/t2i_r5`` is the recall at 5 of text-to-image search on pairs.
+    """
+    from huggingface_hub import EvalResult
+
+    columns = sorted(rows, key=lambda row: row["kind"] != "reference")
+    lines, evaluations = [["task", "metric", *(row["name"] for row in columns)]], []
+    for name in dict.fromkeys(name for row in rows for name in row["metrics"]):
+        place, _, metric = name.rpartition("/")
+        task = place.replace("_", " ")
+        for short, words in (("t2i_", "text to image "), ("i2t_", "image to text ")):
+            metric = metric.replace(short, words)
+        metric = re.sub(r"\b(r|ndcg)(\d+)$", lambda m: f"{'recall' if m[1] == 'r' else m[1]}@{m[2]}", metric)
+        figures = [row["metrics"].get(name) for row in columns]
+        measured = [figure is not None and math.isfinite(figure) for figure in figures]
+        cells = [f"{100 * figure:.1f}" if good else "-" for figure, good in zip(figures, measured, strict=True)]
+        lines.append([task, metric, *cells])
+        if columns[-1]["kind"] == "stage" and measured[-1]:
+            data = {"dataset_type": dataset_slug(place), "dataset_name": task or metric}
+            data |= {"metric_name": metric, "metric_value": figures[-1]}
+            kind = metric.split()[-1].replace("@", "_at_")
+            evaluations.append(EvalResult(task_type="retrieval", metric_type=kind, **data))
+    if len(lines) == 1:
+        return "Nothing was measured.", None
+    return f"Percent, on held-out data; the last column is this model.\n\n{table(*lines)}", evaluations or None
+
+
+def dataset_slug(name: str) -> str:
+    """A name in the form that the Hub wants for data sets in its index of results: ASCII letters, digits, ``_.-``.
+
+    >>> dataset_slug("concepts_short@64")
+    'concepts_short-64'
+    """
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-") or "data"

@@ -1,0 +1,322 @@
+"""A stage's losses, summed: the joint objective of arXiv 2405.20204, section 3, and the table of losses.
+
+One call of ``JointObjective``, for each side of the stage:
+
+1. look up the side's loss in ``LOSSES``, and its temperature;
+2. gather the side's embeddings, ids and scores from all processes (``gather``);
+3. compute the loss on them, or on each Matryoshka prefix (``matryoshka``);
+4. add it to the sum with the side's weight, and note the terms to log.
+
+A joint batch has up to five columns, each embedded by itself: ``image`` and ``caption`` of the image-text side;
+``query``, ``positive`` and, for triplets, ``negatives`` of the text side. Unless a recipe says otherwise, the
+image-text side has the model's trained temperature and the text side a fixed one. docs/losses.md has the options and
+their equations.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer_ext.losses.batch_metrics import in_batch_accuracy, mean_cosine, order_accuracy
+from trainer_ext.losses.cosent import cosent
+from trainer_ext.losses.gather import Shard, gather_ids, gather_with_grad, replicated, shard_of
+from trainer_ext.losses.info_nce import info_nce, info_nce_plus
+from trainer_ext.losses.logits import clamp_logit_scale_, clamped_temperature
+from trainer_ext.losses.matryoshka import matryoshka
+from trainer_ext.losses.siglip import BIAS, siglip, siglip_chance
+from trainer_ext.recipe.schema import (
+    LOSS_RULES,
+    FalseNegatives,
+    LossRule,
+    Matryoshka,
+    Side,
+    SideName,
+    SourceTask,
+    Stage,
+    trains_temperature,
+)
+
+# Where a folder keeps the parameters of the objective, which do not belong to the model.
+OBJECTIVE_FILE = "objective.safetensors"
+# The parameter of a trained text temperature. The image-text one is the model's.
+TEXT_SCALE = "text_logit_scale"
+COLUMNS = {"image_text": ("image", "caption"), "text": ("query", "positive")}
+_IDS = {"image_text": ("image_ids", "text_ids"), "text": ("query_ids", "positive_ids")}
+
+# Accuracy of a side, and the mean cosine among its queries and among its targets.
+Measured = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One line of the table of losses.
+
+    Args:
+        function: ``function(queries, targets, temperature=t, **options)`` -> scalar. Queries and targets are (B, dim),
+            the raw vectors of all processes; a loss of triplets gets the negatives (B, m, dim) as well. Options:
+
+            - ``rows``, the slice of the batch that this process answers for, whose mean is asked for, and
+              ``tile_size``;
+            - ``reduction`` and ``directions``, if its rule has directions;
+            - ``duplicates``, ``query_ids``, ``target_ids``, ``row_ids`` and ``negative_ids``, as far as the batch has
+              them and unless ``false_negatives`` is "keep": see ``info_nce``;
+            - its own ``parameters``, as tensors; as numbers where ``chance`` passes some.
+
+            A loss of scored pairs gets ``scores`` (B,) and its own ``parameters`` instead: it compares pairs with each
+            other, so every process computes all of it.
+        rule: what recipes may ask of it.
+        parameters: its own trained parameters, with their starting values. In ``objective.safetensors`` they are
+            called SIDE_NAME, in the log NAME_SIDE. Losses that name a parameter alike share it on the same side.
+        chance: ``chance(loss, temperature)``, its value for vectors that tell nothing, of ``loss`` as a function of
+            its parameters for vectors that are all the same. By default it is that value.
+        chance_ceiling: a loss above this multiple of chance is on its way down, not stuck.
+    """
+
+    function: Callable[..., Tensor]
+    rule: LossRule
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    chance: Callable[[Callable[..., Tensor], float | Tensor], Tensor] | None = None
+    chance_ceiling: float = math.inf
+
+
+# The one table of losses, by the names that recipes use.
+LOSSES: dict[str, Loss] = {
+    "info_nce": Loss(info_nce, LOSS_RULES["info_nce"]),
+    "info_nce_plus": Loss(info_nce_plus, LOSS_RULES["info_nce_plus"]),
+    # It begins far above chance and may take long to come down, with a bias for more rows than most batches have.
+    "siglip": Loss(siglip, LOSS_RULES["siglip"], {"bias": BIAS}, siglip_chance, chance_ceiling=1.25),
+    "cosent": Loss(cosent, LOSS_RULES["cosent"]),
+}
+
+
+def register(name: str, loss: Loss) -> None:
+    """Add a loss to the table, for recipes that are loaded from now on.
+
+    Raises:
+        ValueError: the name is taken.
+
+    >>> def gap(queries, targets, temperature, rows, **options):
+    ...     return (queries - targets)[rows].square().mean() / temperature
+    >>> register("gap", Loss(gap, LossRule("mean squared gap", {"text": "text-pair"}, has_directions=False)))
+    >>> Side(sources=["pairs"], batch_size=4, loss="gap").loss
+    'gap'
+    >>> del LOSSES["gap"], LOSS_RULES["gap"]
+    """
+    if name in LOSS_RULES:
+        raise ValueError(f"{name!r} is taken by the loss {LOSS_RULES[name].words}; choose another name")
+    LOSSES[name], LOSS_RULES[name] = loss, loss.rule
+
+
+def own_parameters(name: SideName, side: Side, text_temperature: float = 1.0) -> dict[str, float]:
+    """The parameters of the objective that a side trains, with their starting values.
+
+    >>> own_parameters("image_text", Side(sources=["photos"], batch_size=4, loss="siglip"))
+    {'image_text_bias': -10.0}
+    """
+    found = {f"{name}_{parameter}": start for parameter, start in LOSSES[side.loss].parameters.items()}
+    if name == "text" and trains_temperature(name, side):
+        found[TEXT_SCALE] = -math.log(text_temperature)
+    return found
+
+
+class JointObjective(nn.Module):
+    """The weighted sum of a stage's losses over the rows of all processes.
+
+    Args:
+        text_temperature: of the text side: its fixed value, or where a trained one starts.
+        tile_size: see ``losses.info_nce``.
+        false_negatives: what becomes of another row's target that is true as well, because its text or image is in
+            the batch twice or the rows have one ``id``: it is left out ("mask"), shares the role of the own target
+            ("positive"), or stays a negative, as the paper's formula has it ("keep").
+        stages: whose losses may have parameters of their own. The image-text temperature is the model's.
+        matryoshka: prefixes for every loss whose side has none of its own.
+
+    Its parameters are those that some stage trains: ``text_logit_scale`` (a trained text temperature) and those of
+    losses, such as ``image_text_bias`` (SigLIP). Most runs have none.
+
+    >>> side = Side(sources=["photos"], batch_size=4, loss="siglip")
+    >>> stage = Stage(name="one", steps=1, learning_rate=1e-3, max_length=8, image_text=side)
+    >>> [name for name, _ in JointObjective(stages=[stage]).named_parameters()]
+    ['image_text_bias']
+    """
+
+    def __init__(
+        self,
+        text_temperature: float = 0.05,
+        tile_size: int | None = None,
+        false_negatives: FalseNegatives = "mask",
+        stages: Sequence[Stage] = (),
+        matryoshka: Matryoshka | None = None,
+    ) -> None:
+        super().__init__()
+        self.text_temperature, self.tile_size, self.false_negatives = text_temperature, tile_size, false_negatives
+        self.matryoshka = matryoshka
+        starts: dict[str, float] = {}
+        for stage in stages:
+            for name, side in stage.sides():
+                starts |= own_parameters(name, side, text_temperature)
+        # The temperature first: an optimizer's checkpoint identifies parameters by their order.
+        for name in sorted(starts, key=lambda name: name != TEXT_SCALE):
+            self.register_parameter(name, nn.Parameter(torch.tensor(starts[name])))
+
+    def forward(
+        self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a joint batch, and what to log of it.
+
+        Args:
+            stage: says which sides there are, and each one's loss.
+            batch: as ``JointCollator`` makes it; only its ids and scores are read.
+            embeddings: (rows, dim) of each column of this process, ``negatives`` (rows * negatives, dim) row by row;
+                and ``temperature``, the scalar of the image-text side.
+
+        Returns:
+            the loss; and, detached, ``temperature`` and each side's ``loss_*`` and ``accuracy_*``, the share of rows
+            whose own target scores highest among all candidates of the global batch (of scored pairs: the share of
+            comparisons in the right order); ``similarity_*``, the ``mean_cosine`` of its queries and of its targets;
+            and where they are trained ``temperature_text`` and the losses' own parameters, such as ``bias_image_text``.
+        """
+        terms = {"temperature": embeddings["temperature"].detach()}
+        total = 0.0 * embeddings["temperature"]  # keeps the image side in the graph when a stage has no images
+        for name, side in stage.sides():
+            temperature = self._temperature(name, side, embeddings["temperature"])  # (1)
+            parameters = {key: getattr(self, f"{name}_{key}") for key in LOSSES[side.loss].parameters}
+            shared = {key: replicated(value) for key, value in parameters.items()}
+            loss, measured = self._side_loss(name, side, batch[name], embeddings, temperature, **shared)
+            total = total + side.weight * loss  # (4)
+            terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": measured[0]}
+            terms |= {f"similarity_{column}": value for column, value in zip(COLUMNS[name], measured[1:], strict=True)}
+            if name == "image_text":
+                terms["temperature"] = torch.as_tensor(temperature, device=loss.device).detach()
+            elif isinstance(temperature, Tensor):
+                terms["temperature_text"] = temperature.detach()
+            terms |= {f"{key}_{name}": value.detach().clone() for key, value in parameters.items()}
+        return total, terms
+
+    def clamp_(self) -> None:
+        """Put a trained text temperature back between its limits; call it after each optimiser step."""
+        if hasattr(self, TEXT_SCALE):
+            clamp_logit_scale_(getattr(self, TEXT_SCALE))
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``objective.safetensors`` into ``folder``, if there are parameters."""
+        state = self.state_dict()
+        if state:
+            save_file(state, Path(folder) / OBJECTIVE_FILE)
+
+    def load(self, folder: str | Path, strict: bool = True) -> None:
+        """Read what ``save`` wrote.
+
+        Args:
+            folder: a checkpoint of the same run; with ``strict=False`` any model folder, of which the parameters that
+                this objective has are taken.
+
+        Raises:
+            ValueError: strict, and the folder has other parameters.
+        """
+        path, own = Path(folder) / OBJECTIVE_FILE, self.state_dict()
+        stored = load_file(path) if path.is_file() else {}
+        if strict and stored.keys() != own.keys():
+            raise ValueError(
+                f"{path} holds the parameters {sorted(stored)} of the objective, but this recipe trains {sorted(own)}: "
+                "resume with the losses and temperatures that the checkpoint was trained with"
+            )
+        self.load_state_dict({name: stored.get(name, value) for name, value in own.items()})
+
+    @torch.no_grad()
+    def chance(self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each side's ``loss_*`` if all vectors were the same and so told nothing: ln(candidates) per direction.
+
+        Computed by the losses themselves, so that masked pairs are left out. Arguments as for a call.
+        """
+        same = {name: torch.ones_like(x) for name, x in embeddings.items() if name != "temperature"}
+        same["temperature"] = embeddings["temperature"]
+        _, terms = self(stage, batch, same)
+        costs = {name: value for name, value in terms.items() if name.startswith("loss_")}
+        for name, side in stage.sides():
+            if (chance := LOSSES[side.loss].chance) is not None:
+                temperature = self._temperature(name, side, same["temperature"])
+                costs[f"loss_{name}"] = chance(
+                    partial(self._value, name, side, batch[name], same, temperature), temperature
+                )
+        return costs
+
+    def _value(
+        self,
+        name: SideName,
+        side: Side,
+        batch: Mapping[str, Tensor],
+        embeddings: Mapping[str, Tensor],
+        temperature: float | Tensor,
+        *values: float | Tensor,
+    ) -> Tensor:
+        """A side's loss with these values of its own parameters, in the table's order."""
+        parameters = dict(zip(LOSSES[side.loss].parameters, values, strict=True))
+        return self._side_loss(name, side, batch, embeddings, temperature, **parameters)[0]
+
+    def _temperature(self, name: SideName, side: Side, trained: Tensor) -> float | Tensor:
+        if not trains_temperature(name, side):
+            return side.temperature or self.text_temperature
+        return trained if name == "image_text" else clamped_temperature(replicated(getattr(self, TEXT_SCALE)))
+
+    def _side_loss(
+        self,
+        name: SideName,
+        side: Side,
+        batch: Mapping[str, Tensor],
+        embeddings: Mapping[str, Tensor],
+        temperature: float | Tensor,
+        **parameters: float | Tensor,
+    ) -> tuple[Tensor, Measured]:
+        """Steps (2) and (3): the side's own pairs against all others; this process answers for its own rows."""
+        entry = LOSSES[side.loss]
+        task = entry.rule.tasks[name]
+        own = [embeddings[column] for column in COLUMNS[name]]
+        shard = shard_of(own[0])
+        if task == "triplet":
+            own.append(embeddings["negatives"].unflatten(0, (len(own[0]), -1)))
+        vectors = [gather_with_grad(column, shard) for column in own]  # (B, D), (B, D), (B, negatives, D)
+        loss = partial(entry.function, temperature=temperature, **parameters)
+        if task == "scored-pair":
+            # Pairs against each other: it does not split into rows, so every process computes all of it.
+            scores = gather_ids(batch["score"], shard)
+            accuracy, weight = order_accuracy(*vectors, scores), 1.0
+            loss = partial(loss, scores=scores)
+        else:
+            loss = partial(loss, rows=shard.rows, tile_size=self.tile_size)
+            loss = partial(loss, **self._duplicates(name, task, batch, shard))
+            candidates = torch.cat([column.flatten(0, -2) for column in vectors[1:]])
+            accuracy = in_batch_accuracy(vectors[0], candidates, shard.rows) * shard.weight
+            weight = shard.weight
+        if entry.rule.has_directions:
+            loss = partial(loss, reduction=side.reduction, directions=side.directions)
+        measured = accuracy, mean_cosine(vectors[0]), mean_cosine(vectors[1])
+        return self._on_prefixes(side, loss, vectors) * weight, measured
+
+    def _duplicates(
+        self, name: SideName, task: SourceTask, batch: Mapping[str, Tensor], shard: Shard
+    ) -> dict[str, Any]:
+        """A loss's options for true pairs that are not own pairs."""
+        if self.false_negatives == "keep":
+            return {}
+        queries, targets = (gather_ids(batch[key], shard) for key in _IDS[name])
+        options = {"duplicates": self.false_negatives, "query_ids": queries, "target_ids": targets}
+        if "row_ids" in batch:
+            options["row_ids"] = gather_ids(batch["row_ids"], shard)
+        if task == "triplet":
+            own = batch["negative_ids"].reshape(shard.rows.stop - shard.rows.start, -1)
+            options["negative_ids"] = gather_ids(own, shard)
+        return options
+
+    def _on_prefixes(self, side: Side, loss: Callable[..., Tensor], vectors: Sequence[Tensor]) -> Tensor:
+        prefixes = side.matryoshka or self.matryoshka
+        if prefixes is None:
+            return loss(*vectors)
+        return matryoshka(loss, *vectors, dims=prefixes.dims, weights=prefixes.weights)

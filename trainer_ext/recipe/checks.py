@@ -1,0 +1,256 @@
+"""What a recipe's keys must be to each other, and to the files they name: each check yields its problems.
+
+1. sources: names, columns, prompts, keys of one format; the shares of a side's sources.
+2. losses: the side, sources and options that each loss takes; Matryoshka's dimensions.
+3. stages: sides, warm-up, and what is trained.
+4. the start of a run: tower checkpoints, LoRA.
+
+A check that needs the disk has its own function (``missing_towers``, ``embedding_width``); the others need the recipe
+alone.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from trainer_ext.recipe.problems import Problem, nearest
+from trainer_ext.recipe.schema import (
+    IMAGE_PARTS,
+    LOSS_RULES,
+    PROMPTED,
+    TASK_COLUMNS,
+    TEXT_PARTS,
+    InitializeSpec,
+    LoraSpec,
+    Matryoshka,
+    Part,
+    Side,
+    SideLoss,
+    SideName,
+    Source,
+    Stage,
+    part_names,
+    trained_parts,
+)
+
+
+def source_problems(sources: Sequence[Source]) -> Iterator[Problem]:
+    """What the types alone cannot say: names, columns, prompts and the keys that belong to one format only."""
+    first: dict[str, int] = {}
+    for position, source in enumerate(sources):
+        place = f"sources.{position}"
+        if source.name in first:
+            yield f"{place}.name", f"{source.name!r} is taken by sources.{first[source.name]}. Give it another name."
+        first.setdefault(source.name, position)
+        for path, message in (*_column_problems(source), *_prompt_problems(source), *_format_problems(source)):
+            yield f"{place}.{path}", message
+
+
+def shares_problem(sources: Sequence[Source], names: Sequence[str], alpha: float) -> str | None:
+    """Why a side's sources have no shares: they depend on sizes, and a streaming source has no known size."""
+    streaming = [source.name for source in sources if source.streaming and source.name in names]
+    if not streaming or len(names) == 1 or alpha == 0:
+        return None
+    return (
+        f"must be 0, got {alpha}: the number of rows of {', '.join(streaming)} is not known, because it is streaming."
+        " Set it to 0 and give every source of this side its share by weight."
+    )
+
+
+def _column_problems(source: Source) -> Iterator[Problem]:
+    required, optional = TASK_COLUMNS[source.task]
+    for name in sorted(source.columns.keys() - required - optional):
+        close = nearest(name, required | optional)
+        hint = f" Did you mean {close!r}?" if close else ""
+        names = ", ".join(sorted(required | optional))
+        yield f"columns.{name}", f"task {source.task} has no such column.{hint} Its columns are {names}."
+    # An id may well be the picture's path or a text: rows with the same one are then duplicates.
+    theirs = [column for name, column in source.columns.items() if name != "id"]
+    for name, column in source.columns.items():
+        if name != "id" and theirs.count(column) > 1:
+            yield f"columns.{name}", f"column {column!r} is mapped twice. Map another one."
+    for name in sorted(required - source.columns.keys()):
+        yield f"columns.{name}", f"is required by task {source.task}. Add it: {name}: THE DATA'S COLUMN NAME."
+
+
+def _prompt_problems(source: Source) -> Iterator[Problem]:
+    allowed = [name for name in PROMPTED if name in TASK_COLUMNS[source.task][0]]
+    for name in source.prompts.keys() - set(allowed):
+        more = " Negatives get the prompt of positive." if name == "negatives" else ""
+        yield f"prompts.{name}", f"task {source.task} has prompts for {' and '.join(allowed)}.{more}"
+
+
+def _format_problems(source: Source) -> Iterator[Problem]:
+    if source.format == "hub":
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.location):
+            yield "location", f"{source.location!r} is not a data set of the Hub: expected owner/name."
+        if source.revision is None or not re.fullmatch(r"[0-9a-f]{40}", source.revision):
+            yield (
+                "revision",
+                f"{source.revision!r} does not pin the data. Give the commit, 40 hex digits: a branch or a tag can"
+                " move, and the run could not be repeated or resumed.",
+            )
+    else:
+        for name in ("config", "revision"):
+            if getattr(source, name) is not None:
+                yield name, f"is for format hub; {source.format} has no such thing. Take it out."
+    if source.shuffle_buffer is not None and not source.streaming:
+        yield "shuffle_buffer", "is for streaming sources; others are shuffled as a whole. Take it out."
+
+
+def loss_problems(place: str, side_name: SideName, side: SideLoss) -> Iterator[Problem]:
+    """Options of a side that do not go together, each with its value and the cure."""
+    rule = LOSS_RULES[side.loss]
+    if side_name not in rule.tasks:
+        names = " or ".join(repr(name) for name, other in LOSS_RULES.items() if side_name in other.tasks)
+        yield f"{place}.loss", f"{side.loss!r} {rule.elsewhere}; the {side_name} side takes {names}."
+        return
+    if not rule.has_directions:
+        for option in ("reduction", "directions"):
+            value = getattr(side, option)
+            if value != SideLoss.model_fields[option].default:
+                words = f"is {value!r}, but {side.loss} compares pairs and has no directions. Take it out."
+                yield f"{place}.{option}", words
+    for option, values in rule.refused.items():
+        value = getattr(side, option)
+        if value in values:
+            yield f"{place}.{option}", f"is {value!r}, {values[value]}"
+    if side.matryoshka is not None:
+        yield from matryoshka_problems(f"{place}.matryoshka", side.matryoshka)
+
+
+def matryoshka_problems(place: str, matryoshka: Matryoshka) -> Iterator[Problem]:
+    """Dimensions twice, or not as many weights as dimensions."""
+    dims, weights = matryoshka.dims, matryoshka.weights
+    if len(set(dims)) < len(dims):
+        yield f"{place}.dims", f"{dims} holds a dimension twice. Raise its weight instead."
+    if weights is not None and len(weights) != len(dims):
+        yield f"{place}.weights", f"has {len(weights)} weights for {len(dims)} dims. Give one for each of {dims}."
+
+
+def left_out_problems(place: str, matryoshka: Matryoshka, width: int) -> Iterator[Problem]:
+    """Dimensions too many, or the whole embedding not among them."""
+    dims = matryoshka.dims
+    yield from width_problems(f"{place}.dims", dims, width)
+    if max(dims) < width:
+        words = (
+            f"{dims} leaves out the embedding's dimensions from {max(dims)} on: nothing would train them. Add {width}."
+        )
+        yield f"{place}.dims", words
+
+
+def embedding_width(model: Path) -> int | None:
+    """The embedding's width that a preset or a checkpoint folder states; None where its configuration does not."""
+    file = model / "config.json" if model.is_dir() else model
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content.get("projection_dim") or content.get("text_config", {}).get("embed_dim")
+
+
+def width_problems(place: str, dims: list[int], width: int) -> Iterator[Problem]:
+    """Dimensions that an embedding of this width does not have."""
+    if wide := [dim for dim in dims if dim > width]:
+        yield place, f"{wide} are larger than the model's embedding of {width}. Use dims of at most {width}."
+
+
+def stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Problem]:
+    """Names given twice, a warm-up as long as its stage, no side at all; and what is wrong with each side."""
+    first: dict[str, int] = {}
+    for position, stage in enumerate(stages):
+        place = f"stages.{position}"
+        if stage.name in first:
+            yield f"{place}.name", f"{stage.name!r} is taken by stages.{first[stage.name]}. Give it another name."
+        first.setdefault(stage.name, position)
+        if stage.warmup_steps >= stage.steps:
+            yield f"{place}.warmup_steps", f"must be less than steps ({stage.steps}), got {stage.warmup_steps}."
+        if not any(True for _ in stage.sides()):
+            yield place, "trains nothing: give it image_text, text, or both."
+        for side_name, side in stage.sides():
+            yield from _side_problems(f"{place}.{side_name}", side_name, side, sources)
+
+
+def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequence[Source]) -> Iterator[Problem]:
+    tasks = {source.name: source.task for source in sources}
+    yield from loss_problems(place, side_name, side)
+    task = LOSS_RULES[side.loss].tasks.get(side_name)
+    if task is None:
+        return
+    shares = shares_problem(sources, side.sources, side.sampling_alpha)
+    if shares is not None:
+        yield f"{place}.sampling_alpha", shares
+    for position, name in enumerate(side.sources):
+        if name not in tasks:
+            close = nearest(name, tasks)
+            hint = f" Did you mean {close!r}?" if close else ""
+            yield (
+                f"{place}.sources.{position}",
+                (
+                    f"{name!r} {'matches' if '*' in name else 'is'} none of this recipe's sources.{hint}"
+                    f" Sources: {', '.join(tasks) or 'none (add them under sources)'}."
+                ),
+            )
+        elif name in side.sources[:position]:
+            yield f"{place}.sources.{position}", f"{name!r} is listed twice. Raise its weight instead."
+        elif tasks[name] != task:
+            yield (
+                f"{place}.sources.{position}",
+                (f"{name!r} has task {tasks[name]}, but {side_name} with loss {side.loss} needs task {task}."),
+            )
+
+
+def tuning_problems(
+    place: str,
+    trainable: list[Part] | None,
+    rates: Mapping[Part, float],
+    sides: Iterable[str],
+    lora: LoraSpec | None,
+) -> Iterator[Problem]:
+    """What cannot be trained as asked: a side whose parts are frozen, or a part that nothing reaches."""
+    sides = set(sides)
+    trained = trained_parts(trainable, lora)
+    for part in trainable or []:
+        if lora is not None and part not in {*lora.towers, "temperature"}:
+            yield (
+                f"{place}.trainable",
+                (
+                    f"{part!r} has no adapters, and with lora only adapters and the temperature are trained. Add it to "
+                    "lora.towers if it is a tower, or leave it out."
+                ),
+            )
+        if "image_text" not in sides and part in IMAGE_PARTS:
+            yield f"{place}.trainable", f"{part!r} learns nothing without images. Leave it out, or add image_text."
+    if "text" in sides and not trained & TEXT_PARTS:
+        yield f"{place}.text", "the text tower is frozen, so this side teaches nothing. Set text: null, or train it."
+    for part in rates:
+        if not part_names(part) & trained:
+            yield f"{place}.learning_rates.{part}", "this part is not trained here. Leave its rate out."
+
+
+def initialize_problems(initialize: InitializeSpec, trains_tokenizer: bool) -> Iterator[Problem]:
+    """What is wrong with ``initialize`` whatever lies on the disk."""
+    if initialize.text is None and initialize.vision is None:
+        yield "initialize", "names no tower: give it text, vision, or both, or leave it out."
+    if initialize.text is not None and trains_tokenizer:
+        reason = f"a tokenizer trained anew does not fit the word embeddings of initialize.text ({initialize.text})."
+        yield "tokenizer", f"{reason} Name the folder of theirs; null takes the one beside them."
+
+
+def missing_towers(initialize: InitializeSpec) -> Iterator[Problem]:
+    """The files of ``initialize`` that are not on the disk."""
+    for tower, value in initialize:
+        if value is None:
+            continue
+        path = Path(value).expanduser()
+        if path.is_dir() and not any(path.glob("*.safetensors")):
+            yield f"initialize.{tower}", f"{value!r} is a folder without a .safetensors file. Pickles are not read."
+        elif not path.is_dir() and not (path.is_file() and path.suffix == ".safetensors"):
+            found = "is not a .safetensors file" if path.is_file() else "does not exist"
+            yield f"initialize.{tower}", f"{value!r} {found}. Give a .safetensors file or a folder of them."
+
+
+def lora_problems(lora: LoraSpec) -> Iterator[Problem]:
+    """A tower listed twice, or modules for a tower without adapters."""
+    if len(set(lora.towers)) < len(lora.towers):
+        yield "lora.towers", f"{lora.towers} lists a tower twice. Name each once."
+    for tower in lora.target_modules.keys() - set(lora.towers):
+        yield f"lora.target_modules.{tower}", f"the {tower} tower has no adapters. Add it to lora.towers."

@@ -1,0 +1,251 @@
+"""``Recipe``, the whole of a training run, and how it is read, compared and cut to one stage.
+
+``load_recipe`` refuses unknown keys with the nearest valid name, before any data is read or any model is built:
+
+1. read the YAML file; expand source lists and relative paths; apply the overrides (``reading``);
+2. split off the training arguments (``arguments``);
+3. validate the rest by type (``schema``) and as a whole (``checks``);
+4. look at the files it names: tower checkpoints, and the embedding's width in the model's configuration.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from trainer_ext.recipe.checks import (
+    embedding_width,
+    initialize_problems,
+    left_out_problems,
+    lora_problems,
+    matryoshka_problems,
+    missing_towers,
+    source_problems,
+    stage_problems,
+    tuning_problems,
+    width_problems,
+)
+from trainer_ext.recipe.problems import (
+    Problem,
+    RecipeError,
+    describe_validation,
+    nearest,
+    raise_problems,
+    shorten,
+    with_source_names,
+)
+from trainer_ext.recipe.reading import (
+    apply_overrides,
+    beside,
+    expand_sources,
+    find_resource,
+    finish_sources,
+    locate_towers,
+    read_yaml,
+    split_override,
+)
+from trainer_ext.recipe.schema import (
+    SIDES,
+    AttentionName,
+    EvaluationSpec,
+    InitializeSpec,
+    LoraSpec,
+    Matryoshka,
+    Source,
+    Stage,
+    Strict,
+    TokenizerSpec,
+)
+
+
+class Recipe(Strict):
+    """One training run. ``training`` holds the recipe's top-level keys that are TrainingArguments fields.
+
+    ``attn_implementation`` names an attention backend of transformers that can train both towers.
+    ``matryoshka`` is for every loss of every stage that says nothing else. ``evaluation`` may be the suite's bare name.
+    """
+
+    name: str
+    model: str
+    initialize: InitializeSpec | None = None
+    tokenizer: TokenizerSpec | str | None = None
+    attn_implementation: AttentionName | None = None
+    sources: list[Source]
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    evaluation: EvaluationSpec | None = None
+    matryoshka: Matryoshka | None = None
+    lora: LoraSpec | None = None
+    seed: Annotated[int, Field(ge=0)] = 42
+    training: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("evaluation", mode="before")
+    @classmethod
+    def _suite_alone(cls, value: Any) -> Any:
+        return {"suite": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        problems = [*source_problems(self.sources), *stage_problems(self.sources, self.stages)]
+        if self.initialize is not None:
+            problems += initialize_problems(self.initialize, isinstance(self.tokenizer, TokenizerSpec))
+        if self.matryoshka is not None:
+            problems += matryoshka_problems("matryoshka", self.matryoshka)
+        problems += self._tuning_problems()
+        if problems:
+            raise PydanticCustomError("recipe_checks", "{text}", {
+                "problems": problems, "text": "; ".join(f"{path}: {message}" for path, message in problems)
+            })  # fmt: skip
+        return self
+
+    def _tuning_problems(self) -> Iterator[Problem]:
+        if self.lora is not None:
+            yield from lora_problems(self.lora)
+        for position, stage in enumerate(self.stages):
+            sides = [name for name, _ in stage.sides()]
+            yield from tuning_problems(f"stages.{position}", stage.trainable, stage.learning_rates, sides, self.lora)
+
+    def used_sources(self) -> list[Source]:
+        """The sources that at least one stage takes rows from."""
+        names = {name for stage in self.stages for _, side in stage.sides() for name in side.sources}
+        return [source for source in self.sources if source.name in names]
+
+    def width_problems(self, width: int) -> Iterator[Problem]:
+        """The Matryoshka losses and truncated evaluations that an embedding of this width cannot have."""
+        if self.matryoshka is not None:
+            yield from left_out_problems("matryoshka", self.matryoshka, width)
+        for position, stage in enumerate(self.stages):
+            for name, side in stage.sides():
+                if side.matryoshka is not None:
+                    yield from left_out_problems(f"stages.{position}.{name}.matryoshka", side.matryoshka, width)
+        dims = self.evaluation.truncate_dims if self.evaluation else []
+        yield from width_problems("evaluation.truncate_dims", dims, width)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, complete and check a recipe.
+
+    Args:
+        path_or_name: a YAML file, or the name of a packaged recipe (``configuration/recipes/NAME.yaml``).
+        overrides: ``dotted.key=value`` items; list items by position or by name; values are read as YAML.
+
+    Relative paths (sources' locations, source lists, model, tokenizer, initialize) are taken from the folder of the
+    file they stand in, those in overrides from the working directory. Locations are absolute in the result.
+
+    Raises:
+        RecipeError: everything that is wrong with the recipe, one line per problem.
+        FileNotFoundError: no such recipe, source list or model preset.
+
+    >>> load_recipe("openmoji", ["stages.0.steps=120", "save_steps=3"]).stages[0].steps
+    120
+    """
+    # Here and not above, so that `import trainer_ext.recipe` does not wait for torch and transformers' Trainer.
+    from trainer_ext.recipe.arguments import refused_fields, split_training, training_fields
+
+    path = find_resource("recipes", path_or_name)
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} is not a recipe: expected keys such as name, model and stages, got {shorten(tree)}.")
+    changes = [split_override(item) for item in overrides]
+    # A new source list has to be there before it can be expanded; other changes may point into the expanded one.
+    lists = [change for change in changes if change[0] == ["sources"]]
+    tree |= {key: beside(tree[key], path.parent) for key in ("model", "tokenizer") if key in tree}
+    if "initialize" in tree:
+        tree["initialize"] = locate_towers(tree["initialize"], path.parent)
+    tree["sources"] = expand_sources(tree.get("sources", []), path.parent)
+    for _, value in lists:
+        tree["sources"] = expand_sources(value, Path.cwd())
+    apply_overrides(tree, [change for change in changes if change[0] != ["sources"]])
+    finish_sources(tree, SIDES)
+    training, problems = split_training(tree, set(Recipe.model_fields))
+    try:
+        recipe = Recipe.model_validate({**tree, "training": training})
+    except ValidationError as error:
+        problems += describe_validation(error, Recipe, training_fields().keys() - refused_fields().keys(), {"training"})
+        raise_problems(str(path), with_source_names(problems, tree))
+    problems += missing_towers(recipe.initialize) if recipe.initialize else []
+    raise_problems(str(path), problems)
+    width = embedding_width(find_resource("models", recipe.model))
+    raise_problems(str(path), list(recipe.width_problems(width)) if width else [])
+    return recipe
+
+
+# --- identity ----------------------------------------------------------------------------------------------------
+
+# Settings that change what is shown or kept, not what is learnt: a run may be resumed with other ones.
+_HARMLESS_TRAINING = (
+    "logging_",
+    "save_",
+    "eval_",
+    "dataloader_",
+    "log_",
+    "hub_",
+    "push_to_hub",
+    "report_to",
+    "disable_tqdm",
+    "run_name",
+)
+_HARMLESS = ("name", "evaluation")
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    content = recipe.model_dump(mode="json", exclude=set(_HARMLESS))
+    content["training"] = {k: v for k, v in content["training"].items() if not k.startswith(_HARMLESS_TRAINING)}
+    for source in content["sources"]:
+        del source["max_broken_rows"]  # a run that met one broken row too many may go on with a larger budget
+    return content
+
+
+def recipe_fingerprint(recipe: Recipe) -> str:
+    """Hex digest of everything in the recipe that decides the trained weights, the same on every machine."""
+    return hashlib.sha256(json.dumps(_identity(recipe), sort_keys=True).encode()).hexdigest()
+
+
+def recipe_differences(before: Recipe, after: Recipe) -> list[str]:
+    """What changed between two recipes, one ``path: old -> new`` per line; empty when the fingerprints are equal."""
+    old, new = dict(_leaves(_identity(before))), dict(_leaves(_identity(after)))
+    absent = "absent"
+    return [
+        f"{path}: {old.get(path, absent)} -> {new.get(path, absent)}"
+        for path in dict.fromkeys([*old, *new])
+        if old.get(path, absent) != new.get(path, absent)
+    ]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, repr(value)
+        return
+    for key, inner in items:
+        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+
+
+def only_stage(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of one of its stages by itself, from the first row of its sources on.
+
+    Meant to start from a model folder, whose tokenizer then takes the place of one that the recipe would train.
+
+    Raises:
+        ValueError: no such stage.
+
+    >>> from trainer_ext.recipe import load_recipe
+    >>> [stage.name for stage in only_stage(load_recipe("openmoji"), "long-captions").stages]
+    ['long-captions']
+    """
+    found = [stage for stage in recipe.stages if stage.name == name]
+    if not found:
+        close = nearest(name, [stage.name for stage in recipe.stages])
+        hint = f" Did you mean {close!r}?" if close else ""
+        raise ValueError(
+            f"{name!r} is not a stage of recipe {recipe.name!r}.{hint} "
+            f"Stages: {', '.join(stage.name for stage in recipe.stages)}."
+        )
+    trained = isinstance(recipe.tokenizer, TokenizerSpec) and find_resource("models", recipe.model).is_dir()
+    return recipe.model_copy(update={"stages": found} | ({"tokenizer": None} if trained else {}))

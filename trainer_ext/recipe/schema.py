@@ -1,0 +1,354 @@
+"""Every key of a recipe and its type, from the smallest section up; ``Recipe`` itself is in ``recipe``.
+
+1. ``Source``: where rows come from, which columns they have, and how they are read.
+2. ``LossRule``, ``SideLoss``, ``Side``: the loss of half a joint step. docs/losses.md has each option's equation.
+3. ``Stage``: everything that may change at a boundary, with the parts of the model that it trains.
+4. ``InitializeSpec``, ``LoraSpec``, ``TokenizerSpec``, ``EvaluationSpec``: sections for a whole run.
+
+What keys must be to each other is in ``checks``.
+
+A model has five parts. A tower's name also stands for its projection::
+
+    text, vision                            the towers
+    text_projection, vision_projection      their last linear layers, where the model has them
+    temperature                             of the image-text loss
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+
+class Strict(BaseModel):
+    """Base of every section: unknown keys are errors, values are not coerced from other types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# --- sources ------------------------------------------------------------------------------------------------------
+SourceTask = Literal["image-text", "text-pair", "triplet", "scored-pair"]
+Format = Literal["parquet", "arrow", "json", "csv", "imagefolder", "webdataset", "hub", "embedded"]
+
+# Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates), and is the
+# only one that may share its column with another.
+TASK_COLUMNS: dict[SourceTask, tuple[frozenset[str], frozenset[str]]] = {
+    "image-text": (frozenset({"image", "caption"}), frozenset({"id"})),
+    "text-pair": (frozenset({"query", "positive"}), frozenset({"id"})),
+    "triplet": (frozenset({"query", "positive", "negatives"}), frozenset({"id"})),
+    "scored-pair": (frozenset({"query", "positive", "score"}), frozenset()),
+}
+# Columns that may have a prompt. Negatives get the positives' one: a prompt must not tell them apart.
+PROMPTED = ("caption", "query", "positive")
+# Rows that a streaming source holds in memory to shuffle them, where the recipe does not say.
+SHUFFLE_BUFFER = 10_000
+
+
+def _in_order(scale: list[float]) -> list[float]:
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"{scale} is not a range of areas: expected two shares such as [0.9, 1.0]")
+    return scale
+
+
+# Smallest and largest share of a picture's area that a random crop keeps, as open_clip's ``scale``.
+CropScale = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
+
+
+class Source(Strict):
+    """One list of training rows, as an item of ``configuration/sources/*.yaml``.
+
+    ``columns`` maps our names (image, caption, id | query, positive, negatives | query, positive, score) to the data's
+    own column names; a dot leads into a nested one (``caption: json.text``).
+    ``location`` is a file, a glob pattern or a folder; for "hub" a data set's name such as ``owner/photos``, read at
+    the commit ``revision`` and configuration ``config``; for "embedded" a table such as ``openmoji/short_captions``.
+    ``weight`` is the factor f in P(source) = rows * f / sum (arXiv 2405.20204, training data).
+    ``streaming`` reads rows one after the other, without a copy on disk and without knowing how many there are;
+    ``shuffle_buffer`` rows at a time are shuffled in memory.
+    ``prompts`` are put before the texts of a column.
+    ``max_broken_rows`` may be left out, each with its reason in the run's ``broken_rows.jsonl``; one more ends the run.
+    """
+
+    name: str
+    task: SourceTask
+    location: str
+    format: Format
+    columns: dict[str, str]
+    split: str = "train"
+    weight: PositiveFloat = 1.0
+    config: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+    shuffle_buffer: PositiveInt | None = None
+    prompts: dict[str, str] = Field(default_factory=dict)
+    max_broken_rows: Annotated[int, Field(ge=0)] = 0
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
+SideName = Literal["image_text", "text"]
+Reduction = Literal["sum", "mean"]
+Directions = Literal["both", "forward", "backward"]
+Temperature = float | Literal["trained"]
+FalseNegatives = Literal["mask", "positive", "keep"]
+
+SIDES: tuple[SideName, ...] = ("image_text", "text")
+
+
+@dataclass(frozen=True)
+class LossRule:
+    """What a recipe may ask of a loss. Its function is in ``losses.joint``, so that recipes load without torch.
+
+    ``words`` name it on a model card and in the run's record. ``tasks`` are the sides that it works for, each with the
+    task of their sources; ``elsewhere`` says why it does not work for the other one. A loss without ``has_directions``
+    has neither ``reduction`` nor ``directions``. ``refused`` are values of a side's options, each with the reason and
+    the cure: ``{"temperature": {"trained": "but ... Give a number."}}``.
+    """
+
+    words: str
+    tasks: Mapping[SideName, SourceTask]
+    elsewhere: str = "does not work here"
+    has_directions: bool = True
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+# The losses that a recipe may name. ``losses.joint.register`` adds those from elsewhere.
+LOSS_RULES: dict[str, LossRule] = {
+    "info_nce": LossRule("InfoNCE", {"image_text": "image-text", "text": "text-pair"}),
+    "info_nce_plus": LossRule(
+        "InfoNCE with hard negatives",
+        {"text": "triplet"},
+        elsewhere="needs triplets of texts",
+        refused={"directions": {"backward": "which leaves all hard negatives out. Use 'both' or 'forward'."}},
+    ),
+    "siglip": LossRule(
+        "SigLIP",
+        {"image_text": "image-text"},
+        elsewhere="is for images and captions and has no place for hard negatives",
+        has_directions=False,
+    ),
+    "cosent": LossRule(
+        "CoSENT",
+        {"text": "scored-pair"},
+        elsewhere="needs scored pairs of texts",
+        has_directions=False,
+        refused={
+            "temperature": {
+                "trained": "but cosent only counts the order of pairs: it would fall without end. Give a number."
+            }
+        },
+    ),
+}
+
+
+def _known_loss(value: Any) -> str:
+    """Looked up at validation, not at import: losses may be registered in between."""
+    if isinstance(value, str) and value in LOSS_RULES:
+        return value
+    *names, last = map(repr, LOSS_RULES)
+    context = {"expected": f"{', '.join(names)} or {last}", "choices": list(LOSS_RULES)}
+    raise PydanticCustomError("loss", "must be {expected}", context)
+
+
+class Matryoshka(Strict):
+    """Every loss is the sum over these prefixes of the embeddings, renormalised, each weighted (1 by default).
+
+    The embedding's full width must be one of them.
+
+    >>> Matryoshka(dims=[64, 32]).weights is None
+    True
+    """
+
+    dims: Annotated[list[PositiveInt], Field(min_length=1)]
+    weights: list[PositiveFloat] | None = None
+
+
+def _temperature(value: Any) -> Temperature | None:
+    """One message for both kinds; pydantic would have one for each."""
+    if value is None or value == "trained":
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise PydanticCustomError("temperature", "must be a number above 0 or 'trained'")
+
+
+class SideLoss(Strict):
+    """The objective of one half of a joint step.
+
+    ``temperature`` is a fixed number or "trained". Without it the loss of images is trained, that of texts has the
+    run's ``text_temperature``. ``matryoshka`` comes before the recipe's own. ``weight`` is the loss's in the sum.
+    """
+
+    loss: Annotated[str, PlainValidator(_known_loss)] = "info_nce"
+    weight: PositiveFloat = 1.0
+    temperature: Annotated[Temperature | None, PlainValidator(_temperature)] = None
+    reduction: Reduction = "sum"
+    directions: Directions = "both"
+    matryoshka: Matryoshka | None = None
+
+
+def trains_temperature(side_name: SideName, side: SideLoss) -> bool:
+    """Whether the side's temperature is a parameter.
+
+    >>> trains_temperature("image_text", SideLoss()), trains_temperature("text", SideLoss(temperature=0.02))
+    (True, False)
+    """
+    return side.temperature == "trained" or (side.temperature is None and side_name == "image_text")
+
+
+class Side(SideLoss):
+    """One half of a joint step: which sources feed it, how many rows a step takes, and its loss.
+
+    ``batch_size`` counts the rows of one optimiser step over all processes and all accumulated micro-batches, so that
+    a recipe means the same run on one process and on eight.
+    ``sources`` are names; a pattern such as ``pairs-*`` stands for all sources it matches. A step's rows come from one
+    of them, drawn by P(source) = rows ** sampling_alpha * weight / sum: 1 is the paper's (arXiv 2405.20204), lower
+    values help small sources (XLM-R's alpha, arXiv 1911.02116), and at 0 weights alone decide.
+    """
+
+    sources: Annotated[list[str], Field(min_length=1)]
+    batch_size: PositiveInt
+    sampling_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+
+
+# --- stages -------------------------------------------------------------------------------------------------------
+Part = Literal["text", "vision", "text_projection", "vision_projection", "temperature"]
+Tower = Literal["text", "vision"]
+Decay = Annotated[float, Field(gt=0.0, le=1.0)]
+
+PARTS: tuple[Part, ...] = get_args(Part)
+# What only images can train, and only texts.
+IMAGE_PARTS: frozenset[Part] = frozenset({"vision", "vision_projection", "temperature"})
+TEXT_PARTS: frozenset[Part] = frozenset({"text", "text_projection"})
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+class LayerDecay(Strict):
+    """Layer-wise learning-rate decay of each tower: layer i of n has ``rate * decay ** (n + 1 - i)``.
+
+    Embeddings are layer 0, the last norm and the projection layer n + 1, as in BEiT (arXiv 2106.08254, appendix;
+    ``get_num_layer_for_vit`` of its ``optim_factory.py``) and in EVA-CLIP, which has one decay for each tower too.
+    """
+
+    text: Decay = 1.0
+    vision: Decay = 1.0
+
+
+class Stage(Strict):
+    """One training stage: everything that may change at a boundary.
+
+    ``warmup_steps`` below 1 is a share of the steps, as in TrainingArguments; what is kept is their number.
+
+    >>> Stage(name="short", steps=50, learning_rate=1e-3, warmup_steps=0.1, max_length=77).warmup_steps
+    5
+    """
+
+    name: str
+    steps: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Schedule = "cosine"
+    max_length: PositiveInt
+    image_size: PositiveInt | None = None
+    patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    random_resized_crop: CropScale | None = None
+    trainable: Annotated[list[Part], Field(min_length=1)] | None = None
+    learning_rates: dict[Part, PositiveFloat] = {}
+    layer_decay: Decay | LayerDecay = 1.0
+    reset_optimizer: bool = False
+    image_text: Side | None = None
+    text: Side | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_warmup(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            share, steps = values.get("warmup_steps"), values.get("steps")
+            if isinstance(share, float) and 0 <= share < 1 and isinstance(steps, int):
+                return {**values, "warmup_steps": int(share * steps)}
+        return values
+
+    def sides(self) -> Iterator[tuple[SideName, Side]]:
+        """The halves of this stage's joint step that are switched on, image-text first."""
+        for side_name in SIDES:
+            side = getattr(self, side_name)
+            if side is not None:
+                yield side_name, side
+
+
+# --- sections for a whole run -------------------------------------------------------------------------------------
+AttentionName = Literal["eager", "sdpa"]
+
+
+class InitializeSpec(Strict):
+    """Checkpoints that replace the towers of ``model``: safetensors files, or folders of them, under any public names.
+
+    ``text``: JinaBERT, with or without the head of a masked language model, or a Jina-XLM-RoBERTa; ``vision``: EVA02
+    of timm, open_clip or EVA-CLIP.
+    """
+
+    text: str | None = None
+    vision: str | None = None
+
+
+class LoraSpec(Strict):
+    """Low-rank updates in place of the towers' own weights (arXiv 2106.09685), through PEFT.
+
+    ``r`` is the rank; the update is scaled by ``alpha / r``. ``target_modules`` are the last words of the names of
+    linear layers; a tower without an entry has all linear layers of its transformer blocks.
+    """
+
+    towers: Annotated[list[Tower], Field(min_length=1)] = ["text", "vision"]
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: dict[Tower, Annotated[list[str], Field(min_length=1)]] = {}
+
+
+def part_names(part: Part) -> frozenset[Part]:
+    """The part and what belongs to it.
+
+    >>> sorted(part_names("text")), sorted(part_names("temperature"))
+    (['text', 'text_projection'], ['temperature'])
+    """
+    return frozenset({part, f"{part}_projection"}) if part in get_args(Tower) else frozenset({part})
+
+
+def trained_parts(trainable: Iterable[Part] | None, lora: LoraSpec | None) -> frozenset[Part]:
+    """The parts that a stage trains; one that says nothing trains all, or with LoRA the adapters and the temperature.
+
+    >>> sorted(trained_parts(None, LoraSpec(towers=["text"])))
+    ['temperature', 'text']
+    """
+    if trainable is None:
+        return frozenset(PARTS) if lora is None else frozenset({*lora.towers, "temperature"})
+    return frozenset(name for part in trainable for name in part_names(part)) - _projections(lora)
+
+
+def _projections(lora: LoraSpec | None) -> frozenset[Part]:
+    """Projections are no part of an adapted tower: only its blocks have adapters."""
+    return frozenset() if lora is None else frozenset({"text_projection", "vision_projection"})
+
+
+class TokenizerSpec(Strict):
+    """Train a WordPiece tokenizer on the texts of the recipe's own training sources."""
+
+    vocab_size: PositiveInt
+
+
+class EvaluationSpec(Strict):
+    """Which suite is measured; and again with embeddings cut to each of ``truncate_dims`` (Matryoshka)."""
+
+    suite: str
+    truncate_dims: list[PositiveInt] = Field(default_factory=list)

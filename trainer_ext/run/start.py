@@ -1,0 +1,107 @@
+"""What a run starts from: a preset with random weights or a checkpoint folder, with its processor."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_jina_clip import (
+    JinaCLIPConfig,
+    JinaCLIPImageProcessor,
+    JinaCLIPModel,
+    JinaCLIPProcessor,
+    initialize_towers,
+)
+from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
+from trainer_ext.recipe.reading import find_resource
+from trainer_ext.recipe.recipe import Recipe
+from trainer_ext.recipe.schema import TokenizerSpec
+from trainer_ext.run.tokenizer import train_wordpiece, training_texts
+from trainer_ext.training.lora import add_lora
+
+
+def training_arguments(recipe: Recipe, output_dir: str | Path) -> JinaCLIPTrainingArguments:
+    """The arguments of a recipe's run: its ``training`` section, its seed, and its output folder."""
+    return JinaCLIPTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **recipe.training)
+
+
+def initial_model(
+    recipe: Recipe, resumed_from: Path | None = None, say: Callable[[str], object] | None = None
+) -> tuple[JinaCLIPModel, JinaCLIPProcessor]:
+    """The model and the processor of a recipe, before the first step.
+
+    A preset gets random weights from torch's global generator and, if the recipe trains a tokenizer, a vocabulary of
+    exactly its size. A checkpoint folder brings its weights, image processor and, unless the recipe names another, its
+    tokenizer. Towers under the recipe's ``initialize`` replace those of the model; the text tower's tokenizer is used
+    if it lies beside the tower. LoRA adapters come last.
+
+    Args:
+        resumed_from: a checkpoint of this run. Its tokenizer is used instead of training a second one; its weights,
+            those of ``initialize`` included, are loaded later by the Trainer.
+        say: called with one line for each initialised tower.
+
+    Raises:
+        ValueError: no tokenizer, one that does not fit the model's vocabulary, or a tower that does not fit its config.
+    """
+    start = find_resource("models", recipe.model)
+    tokenizer = _tokenizer(recipe, start, resumed_from)
+    if start.is_dir():
+        model = JinaCLIPModel.from_pretrained(start, attn_implementation=recipe.attn_implementation)
+        _check_vocabulary(tokenizer, model.config)
+        image_processor = JinaCLIPImageProcessor.from_pretrained(start)
+    else:
+        config = JinaCLIPConfig.from_json_file(start)
+        if isinstance(recipe.tokenizer, TokenizerSpec):
+            config.text_config.vocab_size = len(tokenizer)
+        _check_vocabulary(tokenizer, config)
+        config.text_config.pad_token_id = tokenizer.pad_token_id
+        model = JinaCLIPModel._from_config(config, attn_implementation=recipe.attn_implementation)
+        image_processor = JinaCLIPImageProcessor(size=config.vision_config.image_size)
+    if recipe.initialize is not None and resumed_from is None:
+        for tower, report in initialize_towers(model, **dict(recipe.initialize)).items():
+            if say is not None:
+                fresh = f": {', '.join(report.fresh)}" if report.fresh else ""
+                say(f"{tower} tower from {getattr(recipe.initialize, tower)}: {report}{fresh}")
+    if recipe.lora is not None:
+        if not start.is_dir() or recipe.initialize is not None:
+            raise ValueError(
+                f"lora trains small changes of a trained model, but model {recipe.model!r} brings none of its own"
+                f"{' (initialize replaces its towers)' if recipe.initialize else ''}; start from a model folder"
+            )
+        add_lora(model, recipe.lora)
+    return model, JinaCLIPProcessor(image_processor, tokenizer)
+
+
+def _tokenizer(recipe: Recipe, start: Path, resumed_from: Path | None) -> PreTrainedTokenizerBase:
+    if resumed_from is not None:
+        return _load_tokenizer(resumed_from)
+    if isinstance(recipe.tokenizer, TokenizerSpec):
+        return train_wordpiece(training_texts(recipe), recipe.tokenizer.vocab_size)
+    if recipe.tokenizer is not None:
+        return _load_tokenizer(Path(recipe.tokenizer))
+    tower = Path(recipe.initialize.text).expanduser() if recipe.initialize and recipe.initialize.text else start
+    for folder in (tower, start):
+        if (folder / "tokenizer_config.json").is_file():
+            return _load_tokenizer(folder)
+    if start.is_dir():
+        return _load_tokenizer(start)
+    raise ValueError(
+        f"model {recipe.model!r} is a preset, which has no tokenizer; add `tokenizer: {{vocab_size: 8192}}` to train "
+        "one on the recipe's texts, or `tokenizer: FOLDER` to load one"
+    )
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"tokenizer {str(folder)!r} is not a folder with a tokenizer_config.json; check the path")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: JinaCLIPConfig) -> None:
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no padding token; set its pad_token and save it again")
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} entries, but the model's text_config.vocab_size is "
+            f"{config.text_config.vocab_size}; use the model's own tokenizer, or a preset with a larger vocabulary"
+        )

@@ -1,0 +1,111 @@
+"""A WordPiece tokenizer trained on the texts of a recipe's training sources."""
+
+import string
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+from transformers import BertTokenizer, PreTrainedTokenizerFast
+
+from trainer_ext.data.sources import load_source
+from trainer_ext.recipe.recipe import Recipe
+
+# In this order from id 0 on: JinaBERT's padding id is 0.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# ALiBi has no limit itself; this is the longest text that JinaBERT was made for.
+MAX_LENGTH = 8192
+# Characters beyond the most frequent ones become [UNK]: a web corpus has thousands that occur once.
+ALPHABET = 1000
+_READ_AT_ONCE = 10_000
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a lower-casing BERT-style WordPiece tokenizer of at most ``vocab_size`` entries.
+
+    Each distinct text counts once. The same texts, in any order, give the same vocabulary in every process. The trainer
+    of ``tokenizers`` alone does not: it numbers the letters inside words in the order of a randomly seeded hash map and
+    breaks ties by number. All texts are held in memory.
+
+    Returns:
+        A tokenizer that ``AutoTokenizer`` loads without remote code, of ``model_max_length`` 8,192.
+
+    Raises:
+        ValueError: no text, or fewer entries than special tokens and letters need.
+
+    >>> tokenizer = train_wordpiece(["a red bus", "a blue bus"], vocab_size=30)
+    >>> tokenizer.tokenize("A red bus"), tokenizer.pad_token_id
+    (['a', 'red', 'bus'], 0)
+    """
+    texts = list(dict.fromkeys(texts))
+    normalizer = BertNormalizer(lowercase=True)
+    letters, inner = _letters(texts, normalizer)
+    if not letters:
+        raise ValueError("There are no texts to train a tokenizer on. Check the recipe's training sources.")
+    # Numbered here, in sorted order, and not by the hash map.
+    start = [*SPECIAL_TOKENS, *(f"##{letter}" for letter in inner)]
+    needed = len(start) + len(letters)
+    if vocab_size < needed:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but the special tokens and the letters, at the start of words and inside"
+            f" them, are {needed} entries. Set vocab_size to {needed} or more."
+        )
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, BertPreTokenizer()
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=start,
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # The vocabulary goes into a fresh tokenizer, where letters are ordinary pieces again and not special tokens.
+    return BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=True, model_max_length=MAX_LENGTH)
+
+
+def _letters(texts: Sequence[str], normalizer: BertNormalizer) -> tuple[list[str], list[str]]:
+    """The most frequent letters, and those of them that can stand inside words, both sorted."""
+    raw = np.zeros(sys.maxunicode + 1, dtype=np.int64)  # by code point
+    for begin in range(0, len(texts), _READ_AT_ONCE):
+        codes = np.frombuffer("".join(texts[begin : begin + _READ_AT_ONCE]).encode("utf-32-le"), dtype="<u4")
+        raw += np.bincount(codes, minlength=len(raw))
+    counts: Counter[str] = Counter()
+    for code in np.flatnonzero(raw):  # BERT's normalizer works letter by letter, so once per letter is enough
+        for letter in normalizer.normalize_str(chr(code)):
+            counts[letter] += int(raw[code])
+    del counts[" "]  # all white space became spaces
+    frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))[:ALPHABET]
+    return sorted(frequent), sorted(letter for letter in frequent if not _is_punctuation(letter))
+
+
+def _is_punctuation(letter: str) -> bool:
+    """Whether BertPreTokenizer makes the letter a word by itself."""
+    return letter in string.punctuation or unicodedata.category(letter).startswith("P")
+
+
+def training_texts(recipe: Recipe) -> Iterator[str]:
+    """Yield every caption, query and positive of the sources that the recipe trains on, source by source.
+
+    Hard negatives are left out: they are other rows' positives.
+    """
+    for source in recipe.used_sources():
+        if source.streaming:
+            raise ValueError(
+                f"Source {source.name!r} is streaming, but tokenizer.vocab_size means to read all texts before"
+                " training. Name a tokenizer's folder, or take streaming out."
+            )
+        table = load_source(source).select_columns([name for name in _TEXTS if name in source.columns])
+        for batch in table.iter(_READ_AT_ONCE):
+            for values in batch.values():
+                for value in values:
+                    yield from [value] if isinstance(value, str) else value
+
+
+_TEXTS = ("caption", "query", "positive")
