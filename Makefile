@@ -89,14 +89,15 @@ bench: $(STAMP) ## a training step's attention and packing; memory and time of t
 	$(PY) benchmarks/training_step.py
 	$(PY) benchmarks/loss_memory.py
 
-check: $(STAMP) ## ruff: rules and format
+check: $(STAMP) ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(STAMP) ## let ruff mend what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean: ## remove builds and tool caches (not .venv, not outputs/)
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -11,6 +11,8 @@ This file is the command line; the steps are in ``trainer_ext/hub``, which does 
 
 import argparse
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from trainer_ext.hub.build import build
 from trainer_ext.hub.installed import HubFolderError
@@ -55,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one step. Exit codes: 0 done, 1 verification found a difference, 2 bad input or no connection, 130 Ctrl-C."""
     options = vars(parser().parse_args(arguments))
-    step = {"build": build, "verify": verify, "push": push}[options.pop("step")]
+    steps: dict[str, Callable[..., Any]] = {"build": build, "verify": verify, "push": push}
+    step = steps[options.pop("step")]
     if step is verify:
         options["python"] = options["python"] or sys.executable
     try:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -273,9 +273,9 @@ def initialize_towers(
     """
     reports = {}
     if text is not None:
-        reports["text"] = initialize_text(model.text_model, text)
+        reports["text"] = initialize_text(model.get_submodule("text_model"), text)
     if vision is not None:
-        reports["vision"] = initialize_vision(model.vision_model, vision)
+        reports["vision"] = initialize_vision(model.get_submodule("vision_model"), vision)
     return reports
 
 
@@ -474,8 +474,8 @@ def save_published(model: PreTrainedModel, folder: str | Path) -> Path:
         save_published(model, "outputs/for-other-runtimes")
     """
     folder = Path(folder).expanduser()
-    config = published_config(model.config, model.dtype)
-    processor = model.processor
+    config = published_config(cast(JinaCLIPConfig, model.config), model.dtype)
+    processor: Any = model.processor
     folder.mkdir(parents=True, exist_ok=True)
     if found := next(folder.iterdir(), None):
         raise FileExistsError(f"{str(folder)!r} holds {found.name!r}; give a new or an empty folder")

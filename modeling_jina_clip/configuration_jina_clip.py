@@ -6,7 +6,7 @@ the sizes of the text tower: they come from the repository named in ``hf_model_n
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from packaging.version import Version
@@ -122,7 +122,10 @@ class JinaCLIPTextConfig(PretrainedConfig):
     pooler_type: str | None = "mean_pooler"
     proj_type: str | None = None
     proj_bias: bool = False
-    pad_token_id: int | None = 0
+    if TYPE_CHECKING:
+        pad_token_id: int  # after __post_init__
+    else:
+        pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
     rotary_emb_base: float | int = 20000.0
     lora_adaptations: list[str] | None = None
@@ -155,7 +158,7 @@ class JinaCLIPTextConfig(PretrainedConfig):
     @property
     def lora_task_index(self) -> int | None:
         """Index of the adapter applied to every text, or None. The published code, too, uses only the default."""
-        return self.lora_adaptations.index(self.default_lora_task) if self.default_lora_task else None
+        return (self.lora_adaptations or []).index(self.default_lora_task) if self.default_lora_task else None
 
     def _check(self) -> None:
         for field, allowed in (
@@ -178,7 +181,7 @@ class JinaCLIPTextConfig(PretrainedConfig):
                 raise _unknown_value("text_config", field, task, f"null or one of {known}")
         if self.lora_adaptations and self.mlp_type == "glu":
             raise _unknown_value("text_config", "lora_adaptations", self.lora_adaptations, "null with mlp_type='glu'")
-        sizes = ("embed_dim", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        sizes: tuple[str, ...] = ("embed_dim", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         sizes += ("intermediate_size", "max_position_embeddings", "type_vocab_size", "rotary_emb_base", "lora_rank")
         _check_numbers(self, sizes, ("hidden_dropout_prob", "attention_probs_dropout_prob"))
         if self.hidden_size % self.num_attention_heads:
@@ -304,9 +307,14 @@ class JinaCLIPConfig(PretrainedConfig):
     # as two modules.
     sub_configs = {"text_config": JinaCLIPTextConfig, "vision_config": JinaCLIPVisionConfig}
 
-    text_config: dict | PretrainedConfig | None = None
-    vision_config: dict | PretrainedConfig | None = None
-    projection_dim: int | None = None
+    if TYPE_CHECKING:  # what they are after __post_init__
+        text_config: JinaCLIPTextConfig
+        vision_config: JinaCLIPVisionConfig
+        projection_dim: int
+    else:
+        text_config: dict | PretrainedConfig | None = None
+        vision_config: dict | PretrainedConfig | None = None
+        projection_dim: int | None = None
     add_projections: bool = False
     logit_scale_init_value: float | int = 2.6592  # ln(1 / 0.07), as CLIP
     initializer_factor: float | int = 1.0

@@ -5,6 +5,7 @@ that looks like a path or a URL is never opened or fetched. Pass images as PIL, 
 where a string is a path or a ``data:image/`` URI; URLs there are fetched only after ``model[0].allow_urls = True``.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,11 +37,13 @@ class Transformer(StockTransformer):
     allow_urls: bool = False
 
     @property
-    def modalities(self) -> list[str]:
+    def modalities(self) -> list[Any]:
         # sentence-transformers calls a batch of several kinds "message" and checks that the module supports it.
         return [*self.modality_config, "message"]
 
-    def preprocess(self, inputs: list[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+    def preprocess(  # type: ignore[override]  # kwargs holds the arguments that newer versions have
+        self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Tokenize texts and preprocess images; for a mixed list, keep the positions of each kind with its features."""
         inputs = self._without_urls([{"text": item} if isinstance(item, str) else item for item in inputs])
         kinds = [infer_modality(item, list(self.modality_config)) for item in inputs]

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ def _file_name(file: Any) -> str:
     return _shown(name) if isinstance(name, str) else f"a {type(file).__name__}"
 
 
-def _file_bytes(file: Any) -> bytes:
+def _file_bytes(file: Any) -> bytes | bytearray:
     try:
         if hasattr(file, "seekable") and file.seekable():
             file.seek(0)  # a file just written is at its end
@@ -200,7 +200,7 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255 instead of scaling it
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        low, high = image.getextrema()
+        low, high = cast(tuple[float, float], image.getextrema())  # one band, so one pair
         if low < 0 or high > (255 if image.mode == "I" else 1):
             raise ValueError(f"PIL mode {image.mode!r} with values {low}..{high} has no fixed white; convert to RGB.")
         values = np.asarray(image) * (1 if image.mode == "I" else 255)
@@ -252,13 +252,13 @@ def list_of_images(images: Any) -> tuple[bool, list[Any]]:
     return False, list(images)
 
 
-def error_at(position: int, error: Exception) -> Exception:
+def error_at(position: int, error: BaseException | None) -> Exception:
     """``error`` with the position of its image in the message and as ``image_position``.
 
     The type is the nearest one that takes a single text: some errors of Pillow and Python need more arguments.
     """
     kinds = (FileNotFoundError, TimeoutError, ConnectionError, OSError, TypeError)
-    named = next((kind for kind in kinds if isinstance(error, kind)), ValueError)(f"image {position}: {error}")
+    named: Any = next((kind for kind in kinds if isinstance(error, kind)), ValueError)(f"image {position}: {error}")
     named.image_position = position
     return named
 
@@ -340,7 +340,8 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
             raise TypeError(f"unknown arguments {sorted(kwargs)}; known are size, return_tensors and allow_urls")
         pixels = self.fitted(images, size, allow_urls)
         # Channels first only at the end: same arithmetic, better memory access.
-        values = (pixels.astype(np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        values = (pixels.astype(np.float32) / 255 - mean) / std
         values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
@@ -381,7 +382,8 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
             target = (side, side)
         else:
             fixed = min(width, height) if self.resize_mode == "shortest" else max(width, height)
-            target = tuple(side if edge == fixed else max(1, int(side * edge / fixed)) for edge in (width, height))
+            edges = [side if edge == fixed else max(1, int(side * edge / fixed)) for edge in (width, height)]
+            target = (edges[0], edges[1])
         if target[0] * target[1] > MAX_PIXELS:
             raise ValueError(
                 f"{width} x {height} pixels would become {target[0]} x {target[1]} with resize_mode="
@@ -407,7 +409,7 @@ def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: i
         yield from pool.map(function, items)
 
 
-def _side(size: int | dict[str, int]) -> int:
+def _side(size: Any) -> int:
     """The output side from an int or a size dictionary of transformers."""
     if isinstance(size, dict) or hasattr(size, "keys"):
         values = {value for value in dict(size).values() if value is not None}

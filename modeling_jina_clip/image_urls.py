@@ -212,7 +212,8 @@ def _request(connection: socket.socket, parts: SplitResult, deadline: float) -> 
     connection.settimeout(_remaining(deadline))
     connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
     reader = io.BufferedReader(_TimedReader(connection, deadline))
-    answer = http.client.HTTPResponse(SimpleNamespace(makefile=lambda *_: reader), method="GET")
+    connected: Any = SimpleNamespace(makefile=lambda *_: reader)  # all that HTTPResponse uses of a socket
+    answer = http.client.HTTPResponse(connected, method="GET")
     answer.begin()
     return answer
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -229,7 +229,7 @@ class JinaCLIPPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     config: JinaCLIPConfig
     base_model_prefix = "jina_clip"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]  # tuples, as in transformers
     supports_gradient_checkpointing = True
     _no_split_modules = [
         "JinaCLIPTextEmbeddings",
@@ -284,7 +284,7 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
 
         Pass the output of a tokenizer by name: ``model.get_text_features(**inputs)``.
         """
-        kwargs["return_dict"] = True
+        kwargs["return_dict"] = True  # type: ignore[typeddict-unknown-key]  # which they all read
         return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).pooler_output
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
@@ -292,7 +292,7 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
 
         Pass the output of an image processor by name: ``model.get_image_features(**inputs)``.
         """
-        kwargs["return_dict"] = True
+        kwargs["return_dict"] = True  # type: ignore[typeddict-unknown-key]  # which they all read
         return self.vision_model(pixel_values=pixel_values, pooled_only=True, **kwargs).pooler_output
 
     def merge_task_adapter(self, task: str | None = None) -> Self:
@@ -332,13 +332,16 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         if input_ids is None and pixel_values is None:
             raise ValueError("JinaCLIPModel needs input_ids, pixel_values or both; got neither")
         output = JinaCLIPOutput()
-        kwargs["return_dict"] = True  # for the towers; `can_return_tuple` handles the caller's
+        # For the towers; `can_return_tuple` handles the caller's.
+        kwargs["return_dict"] = True  # type: ignore[typeddict-unknown-key]  # which they all read
         if input_ids is not None:
             output.text_model_output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            output.text_embeds = F.normalize(output.text_model_output.pooler_output, dim=-1)  # (T, D)
+            text = cast(torch.Tensor, output.text_model_output.pooler_output)
+            output.text_embeds = F.normalize(text, dim=-1)  # (T, D)
         if pixel_values is not None:
             output.vision_model_output = self.vision_model(pixel_values, pooled_only, **kwargs)
-            output.image_embeds = F.normalize(output.vision_model_output.pooler_output, dim=-1)  # (I, D)
+            image = cast(torch.Tensor, output.vision_model_output.pooler_output)
+            output.image_embeds = F.normalize(image, dim=-1)  # (I, D)
         if output.text_embeds is not None and output.image_embeds is not None:
             cosine = output.text_embeds @ output.image_embeds.to(output.text_embeds.device).T  # (T, I)
             output.logits_per_text = self.logit_scale.exp().to(cosine.device) * cosine
@@ -498,7 +501,7 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
     ) -> torch.Tensor:
         """Features of ``batches`` of indices, in input order and evaluation mode: (count, dim) float32 on the CPU."""
         if device is not None:
-            self.to(device)
+            self.to(device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
         target = self._execution_device
         was_training = self.training
         self.eval()

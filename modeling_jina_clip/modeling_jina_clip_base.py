@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -91,7 +91,7 @@ def flex_attention_forward(
     if on_cpu:  # outside torch.compile it is unfused: correct, and without a C++ compiler
         context = flex_attention(query, key, value, score_mod=score_mod, scale=scaling)
     else:
-        context = compile_friendly_flex_attention(
+        context = compile_friendly_flex_attention(  # type: ignore[assignment]  # a tuple only with return_lse
             query, key, value, training=module.training, score_mod=score_mod, scale=scaling
         )
     return context.transpose(1, 2), None  # (B, rows, H, D)
@@ -221,8 +221,8 @@ def attention_dtype(states: torch.Tensor, device: torch.device | None = None) ->
 
     ``device`` is where they will be, if ``states`` is a weight that accelerate may have offloaded.
     """
-    device = (device or states.device).type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    kind = (device or states.device).type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 # With fewer rows all implementations take about the same time.
@@ -233,7 +233,7 @@ MIN_ROWS = 32
 def prefers_onednn() -> bool:
     """Whether float32 products on this machine are faster in oneDNN than in torch's default."""
     # Older versions of torch do not report the processor; then torch's default is kept.
-    processor = getattr(torch.cpu, "get_capabilities", dict)()
+    processor: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     is_amd = str(processor.get("cpu_name", "")).startswith("AMD")
     return is_amd and bool(processor.get("avx512_f")) and torch.backends.mkldnn.is_available()
 
@@ -285,8 +285,9 @@ def linear_in_onednn(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
         torch.Size([2, 40, 4])
     """
     many = input.numel() >= MIN_ROWS * input.shape[-1] > 0
-    if many and input.dtype == weight.dtype and not torch.is_grad_enabled() and fused_linear() is not None:
-        return fused_linear()(input.contiguous(), weight, bias, "none", [], "")
+    fused = fused_linear() if many and input.dtype == weight.dtype and not torch.is_grad_enabled() else None
+    if fused is not None:
+        return fused(input.contiguous(), weight, bias, "none", [], "")
     if not many or not input.dtype == weight.dtype == torch.float32:
         return F.linear(input, weight, bias)
     pixels = input.reshape(1, -1, 1, input.shape[-1]).permute(0, 3, 1, 2)  # (1, inputs, rows, 1), channels last
@@ -297,7 +298,13 @@ def linear_in_onednn(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-class StrictLoadingMixin:
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _LoadingBase
+else:
+    _LoadingBase = object
+
+
+class StrictLoadingMixin(_LoadingBase):
     """Goes before ``PreTrainedModel``: ``from_pretrained`` raises where transformers would only log."""
 
     def post_init(self) -> None:
@@ -323,7 +330,8 @@ class StrictLoadingMixin:
         # Collect wrong shapes too, so that one error lists every problem with its sizes.
         strict = {**kwargs, "ignore_mismatched_sizes": True, "use_safetensors": True}
         try:
-            model, info = super().from_pretrained(*args, output_loading_info=True, **strict)
+            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **strict)
+            model, info = loaded
         except SafetensorError as error:
             raise ValueError(
                 f"the weights of {str(source)!r} are broken, cut short or not safetensors: {error}; fetch them again"

@@ -110,7 +110,7 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.cls.predictions.decoder
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.cls.predictions.decoder = value
 
     def initialize(self, source: str | Path | Mapping[str, torch.Tensor]) -> InitializationReport:
@@ -122,7 +122,7 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
         return initialize_masked_lm(self, source)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs repeats num_items_in_batch
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -146,7 +146,7 @@ class JinaCLIPTextForMaskedLM(JinaCLIPTextPreTrainedModel):
         if self.training and wanted is not None:
             states = states[wanted]  # (N, W)
         logits = self.cls(states)  # (B, L, V) or (N, V)
-        if wanted is not None:
+        if labels is not None and wanted is not None:
             guesses = logits if self.training else logits[wanted.to(logits.device)]  # (N, V)
             total = F.cross_entropy(guesses.float(), labels[wanted].to(guesses.device), reduction="sum")
             count = len(guesses) if num_items_in_batch is None else num_items_in_batch

@@ -19,7 +19,7 @@ Order of this file: adapters, positions (ALiBi, rotary, padding), layers, the to
 import copy
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -55,7 +55,7 @@ class LowRankFactors(nn.Module):
     def __init__(self, shape: tuple[int, int], config: JinaCLIPTextConfig, embedding: bool) -> None:
         super().__init__()
         rows, columns = shape
-        tasks, rank = len(config.lora_adaptations), config.lora_rank
+        tasks, rank = len(config.lora_adaptations or ()), config.lora_rank
         # The files store W + B A for linear layers and W + A B for embeddings.
         a_shape, b_shape = ((rows, rank), (rank, columns)) if embedding else ((rank, columns), (rows, rank))
         self.lora_A = nn.Parameter(torch.zeros(tasks, *a_shape))
@@ -83,7 +83,7 @@ class AdaptedWeight(nn.Module):
 
     @property
     def factors(self) -> LowRankFactors:
-        return self.get_submodule("0")
+        return cast(LowRankFactors, self.get_submodule("0"))
 
     def merged(self, task: int | None) -> nn.Parameter:
         """The weight plus the update of a task, if any, added in float32 and returned in the type of the weight."""
@@ -111,7 +111,7 @@ class AdaptedLinear(nn.Module):
 
     def plain(self, task: int | None) -> nn.Linear:
         """The same layer without adapters."""
-        weight = self.parametrizations["weight"].merged(task)
+        weight = cast(AdaptedWeight, self.parametrizations["weight"]).merged(task)
         layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta").train(self.training)
         layer.weight, layer.bias = weight, self.bias
         return layer
@@ -130,8 +130,10 @@ class AdaptedEmbedding(nn.Module):
 
     def plain(self, task: int | None) -> nn.Embedding:
         """The same table without adapters."""
-        weight = self.parametrizations["weight"].merged(task)
-        table = nn.Embedding(*weight.shape, padding_idx=self.padding_idx, device="meta").train(self.training)
+        weight = cast(AdaptedWeight, self.parametrizations["weight"]).merged(task)
+        table = nn.Embedding(weight.shape[0], weight.shape[1], padding_idx=self.padding_idx, device="meta").train(
+            self.training
+        )
         table.weight = weight
         return table
 
@@ -281,13 +283,13 @@ class _TakeRows(torch.autograd.Function):
     """``states[rows]`` for distinct rows. torch's own backward adds row by row, which distinct rows do not need."""
 
     @staticmethod
-    def forward(ctx, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows)
         ctx.count = len(states)
         return states.index_select(0, rows)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (rows,) = ctx.saved_tensors
         return gradient.new_zeros(ctx.count, gradient.shape[-1]).index_copy(0, rows, gradient), None
 
@@ -455,14 +457,14 @@ class JinaCLIPTextTransformer(nn.Module):
         packed = self._packs(padding, kwargs)
         dtype = attention_dtype(self.emb_ln.weight, padding.device)
         positions = TextPositions(self.config, padding, dtype, packed)
-        if packed:
+        if positions.tokens is not None:
             input_ids = input_ids.flatten().index_select(0, positions.tokens)  # (tokens,)
         hidden_states = self.emb_drop(self.emb_ln(self.embeddings(input_ids)))  # (B, L, W) or (tokens, W)
         for layer in self.encoder.layers:
             hidden_states = layer(hidden_states, positions, **kwargs)
         return positions.pad(hidden_states)
 
-    def _packs(self, padding: torch.Tensor, kwargs: dict) -> bool:
+    def _packs(self, padding: torch.Tensor, kwargs: TransformersKwargs) -> bool:
         """Whether linear layers skip padding: on a CPU, where each row of a matrix costs time.
 
         Not while a graph is recorded, since its shapes must not depend on values; not on a GPU, which would have to
@@ -490,7 +492,7 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     config: JinaCLIPTextConfig
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = ("text",)  # type: ignore[assignment]  # tuples, as in transformers
     supports_gradient_checkpointing = True
     _no_split_modules = ["JinaCLIPTextEmbeddings", "JinaCLIPTextLayer"]
     _supports_sdpa = True
@@ -500,7 +502,7 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$", r"^cls\."]
 
     @property
-    def _supports_flash_attn(self) -> bool:
+    def _supports_flash_attn(self) -> bool:  # type: ignore[override]  # read-only: it depends on the configuration
         return self.config.position_embedding_type == "rotary"
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
@@ -552,7 +554,7 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
     @property
     def backbone(self) -> JinaCLIPTextTransformer:
         """The transformer itself, at either of its published names."""
-        return getattr(self.transformer, "roberta", self.transformer)
+        return self.transformer.roberta if isinstance(self.transformer, JinaCLIPTextRoberta) else self.transformer
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.embeddings.word_embeddings

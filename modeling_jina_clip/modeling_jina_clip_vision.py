@@ -174,7 +174,7 @@ class JinaCLIPVisionAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         asking = hidden_states[:, rows]
         query, key, value = self.q_proj(asking), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        if self.q_bias is not None:
+        if self.q_bias is not None and self.v_bias is not None:
             query, value = query + self.q_bias.to(query.dtype), value + self.v_bias.to(value.dtype)
 
         def heads_first(states: torch.Tensor) -> torch.Tensor:
@@ -240,7 +240,7 @@ class JinaCLIPVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     config: JinaCLIPVisionConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # tuples, as in transformers
     supports_gradient_checkpointing = True
     _no_split_modules = ["JinaCLIPVisionPatchEmbed", "JinaCLIPVisionLayer"]
     _supports_sdpa = True
@@ -261,7 +261,7 @@ class JinaCLIPVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, JinaCLIPVisionAttention) and module.q_bias is not None:
+        elif isinstance(module, JinaCLIPVisionAttention) and module.q_bias is not None and module.v_bias is not None:
             init.zeros_(module.q_bias)
             init.zeros_(module.v_bias)
         elif isinstance(module, JinaCLIPVisionModel):

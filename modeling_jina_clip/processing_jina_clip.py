@@ -88,5 +88,5 @@ def _no_tokens(options: dict[str, Any]) -> dict[str, Any]:
         "attention_mask": options.get("return_attention_mask") is not False,
     }
     names = [name for name, is_wanted in wanted.items() if is_wanted]
-    empty = np.empty((0, 0), dtype=np.int64) if options.get("return_tensors") else []
+    empty: Any = np.empty((0, 0), dtype=np.int64) if options.get("return_tensors") else []
     return dict(BatchFeature(dict.fromkeys(names, empty), tensor_type=options.get("return_tensors")))

@@ -140,7 +140,7 @@ def keep_newest(run: Path, limit: int | None) -> None:
         shutil.rmtree(path)
 
 
-def last_whole_checkpoint(run: Path, say: Callable[[str], None]) -> Path | None:
+def last_whole_checkpoint(run: Path, say: Callable[[str], object]) -> Path | None:
     """The newest whole checkpoint; ``say`` gets one line, with the reason, for each one that is skipped."""
     for path in run.glob(f".checkpoint-*{PARTIAL_SUFFIX}"):
         say(f"skipping {path.name}: the run was stopped while it was written")

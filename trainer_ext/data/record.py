@@ -20,9 +20,9 @@ from trainer_ext.data.broken_rows import BROKEN_ROWS_FILE, BrokenRows
 from trainer_ext.data.sources import Rows
 from trainer_ext.data.streams import SourceStream
 from trainer_ext.files import write_whole
-from trainer_ext.recipe.schema import SIDES, SideName, Stage
+from trainer_ext.recipe.schema import SIDES, Stage
 
-Shares = dict[SideName, dict[str, dict[str, float]]]
+Shares = dict[str, dict[str, dict[str, float]]]
 _HEADER = ["step", "stage", *SIDES]
 
 
@@ -81,7 +81,7 @@ class SourceRecord(TrainerCallback):
 
     def shares(self) -> Shares:
         """Rows that each source gave to each side, from the list of steps, and their share of that side's rows."""
-        rows: dict[SideName, dict[str, int]] = {}
+        rows: dict[str, dict[str, int]] = {}
         stages = {stage.name: stage for stage in self._stages}
         with (self.folder / "steps.csv").open(newline="", encoding="utf-8") as file:
             for step in csv.DictReader(file):

@@ -211,7 +211,7 @@ class Embeddings:
         keys = [_key(item) for item in items]
         rows = np.stack([self.vectors[key] for key in keys]).astype(np.float32)
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        bad = ~np.isfinite(rows).all(axis=1)
+        bad = np.asarray(~np.isfinite(rows).all(axis=1))
         if bad.any():
             raise ValueError(
                 f"Task {where}: {bad.sum()} of {len(rows)} embeddings are not finite (first: {_show(items, bad)}). "

@@ -67,7 +67,7 @@ def check_licence(licence: str, name: str | None = None, link: str | None = None
         raise HubFolderError(f"license_link {link!r} is not an address; give one that begins with https://")
 
 
-def check_languages(languages: list[str]) -> None:
+def check_languages(languages: Sequence[str]) -> None:
     """Raise ``HubFolderError`` unless all are codes of two or three letters, or "multilingual".
 
     >>> check_languages(["en", "de"])
@@ -78,7 +78,7 @@ def check_languages(languages: list[str]) -> None:
         )
 
 
-def check_base_models(names: list[str]) -> None:
+def check_base_models(names: Sequence[str]) -> None:
     """Raise ``HubFolderError`` unless all look like names of models on the Hub.
 
     >>> check_base_models(["jinaai/jina-clip-v1"])

@@ -111,6 +111,7 @@ def _export(tower: Any, inputs: dict[str, Any], shapes: dict[str, Any], output: 
             )
     finally:
         log.setLevel(level)
+    assert program is not None  # it is None only without dynamo
     _forget_origins(program.model)
     program.save(path, external_data=True)
     return path

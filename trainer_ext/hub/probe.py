@@ -113,7 +113,7 @@ def probe(folder: Path, snippets: Path, reply: Path) -> None:
     # Under its public name, old versions (5.5) without torchvision give a stand-in that raises.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    trusted = {"trust_remote_code": True}
+    trusted: dict[str, Any] = {"trust_remote_code": True}
     (texts, images), exact = probe_inputs(), trusted | {"dtype": torch.float32}
     images[0].save("photo.jpg")  # opened by the card's snippets, and by nothing that is given the text "photo.jpg"
     model, processor = AutoModel.from_pretrained(folder, **exact), AutoProcessor.from_pretrained(folder, **trusted)

@@ -199,7 +199,7 @@ def _results(rows: list[dict[str, Any]]) -> tuple[str, list[Any] | None]:
         cells = [f"{100 * figure:.1f}" if good else "-" for figure, good in zip(figures, measured, strict=True)]
         lines.append([task, metric, *cells])
         if columns[-1]["kind"] == "stage" and measured[-1]:
-            data = {"dataset_type": dataset_slug(place), "dataset_name": task or metric}
+            data: dict[str, Any] = {"dataset_type": dataset_slug(place), "dataset_name": task or metric}
             data |= {"metric_name": metric, "metric_value": figures[-1]}
             kind = metric.split()[-1].replace("@", "_at_")
             evaluations.append(EvalResult(task_type="retrieval", metric_type=kind, **data))

@@ -122,8 +122,8 @@ def _compare_elsewhere(out: Path, expected: dict[str, Any], python: str) -> dict
     foreign = [name for name in facts["classes"] if not name.startswith("transformers_modules.")]
     shown = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     checks[f"without our packages and without network: {shown}"] = [f"{name} was used" for name in foreign]
-    shown = snippets((out / "README.md").read_text(encoding="utf-8"))
-    more = f"; {len(shown) - len(own)} of its author's were not run" if len(shown) > len(own) else ""
-    wrong = [] if shown[: len(own)] == own else ["README.md shows other snippets"]
+    listed = snippets((out / "README.md").read_text(encoding="utf-8"))
+    more = f"; {len(listed) - len(own)} of its author's were not run" if len(listed) > len(own) else ""
+    wrong = [] if listed[: len(own)] == own else ["README.md shows other snippets"]
     checks[f"the card's {len(own)} snippets run{more}"] = wrong
     return checks

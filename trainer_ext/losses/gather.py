@@ -20,11 +20,12 @@ the model; ``replicated`` takes it of the others.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,12 @@ def replicated(parameter: Tensor) -> Tensor:
 
 class _Replicated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, parameter: Tensor) -> Tensor:
+    def forward(ctx: Any, parameter: Tensor) -> Tensor:
         return parameter.view_as(parameter)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         mean = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(mean)
         return mean / _world_size()
@@ -122,13 +123,13 @@ class _Replicated(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor, shard: Shard) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, shard: Shard) -> Tensor:
         ctx.shard = shard
         return _all_rows(tensor, shard)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)  # all backends have it, and shares may be of unequal size
         return total[ctx.shard.rows], None

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ def cached_embeddings(
 
 class _CachedEmbeddings(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, anchor: Tensor, replay: "_Replay") -> tuple[Tensor, ...]:
+    def forward(ctx: Any, anchor: Tensor, replay: "_Replay") -> tuple[Tensor, ...]:
         ctx.replay = replay
         return tuple(replay.first_pass())  # gradients are off in here
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
         ctx.replay.second_pass(grads)
         return None, None
 
@@ -162,7 +162,7 @@ class _Replay:
             pairs = [(self._embed_again(name, last[name]), share[last[name]]) for name, share in shares.items()]
             pairs = [(embedded, grad) for embedded, grad in pairs if embedded.requires_grad]
             if pairs:
-                torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+                torch.autograd.backward([embedded for embedded, _ in pairs], [grad for _, grad in pairs])
 
     def _embed_again(self, name: str, number: int) -> Tensor:
         with self.conditions[name][number].replayed():
@@ -185,7 +185,8 @@ class _Conditions:
 
     @classmethod
     def now(cls) -> "_Conditions":
-        devices = ["cpu"] if _accelerator() is None else ["cpu", _accelerator()]
+        accelerator = _accelerator()
+        devices = ["cpu"] if accelerator is None else ["cpu", accelerator]
         return cls(
             tuple((_generator_of(device), _generator_of(device).get_rng_state()) for device in devices),
             tuple((device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices),
@@ -209,9 +210,10 @@ class _Conditions:
 
 def _accelerator() -> str | None:
     """The type of the accelerator in use; None on a machine without, and before its first use."""
-    if not torch.accelerator.is_available():
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
         return None
-    device = torch.accelerator.current_accelerator().type
+    device = accelerator.type
     initialized = getattr(torch.get_device_module(device), "is_initialized", lambda: True)
     return device if initialized() else None
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -163,8 +163,8 @@ class JointObjective(nn.Module):
             for name, side in stage.sides():
                 starts |= own_parameters(name, side, text_temperature)
         # The temperature first: an optimizer's checkpoint identifies parameters by their order.
-        for name in sorted(starts, key=lambda name: name != TEXT_SCALE):
-            self.register_parameter(name, nn.Parameter(torch.tensor(starts[name])))
+        for key in sorted(starts, key=lambda key: key != TEXT_SCALE):
+            self.register_parameter(key, nn.Parameter(torch.tensor(starts[key])))
 
     def forward(
         self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Tensor]
@@ -263,7 +263,7 @@ class JointObjective(nn.Module):
 
     def _temperature(self, name: SideName, side: Side, trained: Tensor) -> float | Tensor:
         if not trains_temperature(name, side):
-            return side.temperature or self.text_temperature
+            return cast(float | None, side.temperature) or self.text_temperature  # "trained" is what it is not
         return trained if name == "image_text" else clamped_temperature(replicated(getattr(self, TEXT_SCALE)))
 
     def _side_loss(
@@ -287,7 +287,7 @@ class JointObjective(nn.Module):
         if task == "scored-pair":
             # Pairs against each other: it does not split into rows, so every process computes all of it.
             scores = gather_ids(batch["score"], shard)
-            accuracy, weight = order_accuracy(*vectors, scores), 1.0
+            accuracy, weight = order_accuracy(vectors[0], vectors[1], scores), 1.0
             loss = partial(loss, scores=scores)
         else:
             loss = partial(loss, rows=shard.rows, tile_size=self.tile_size)

@@ -1,6 +1,7 @@
 """Matryoshka learning: any loss, also on the first dimensions of the embeddings."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import Tensor
 
@@ -28,4 +29,5 @@ def matryoshka(
     width = min(e.shape[-1] for e in embeddings)
     if min(dims) < 1 or max(dims) > width:
         raise ValueError(f"dims {list(dims)} must lie between 1 and the embedding width {width}.")
-    return sum(weight * loss(*(e[..., :dim] for e in embeddings)) for dim, weight in zip(dims, weights, strict=True))
+    terms = (weight * loss(*(e[..., :dim] for e in embeddings)) for dim, weight in zip(dims, weights, strict=True))
+    return cast(Tensor, sum(terms))  # the sum of nothing would be the number 0, but dims has an entry

@@ -12,10 +12,11 @@ cache. Besides its inputs it holds their gradients in fp32 and a few tiles.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from trainer_ext.losses.logits import EPS, compute_dtype
 from trainer_ext.losses.pairing import Pairing
@@ -65,7 +66,7 @@ class _Units:
 class _TiledContrast(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         rows: Tensor,
         columns: Tensor,
         extra: Tensor | None,
@@ -92,20 +93,22 @@ class _TiledContrast(torch.autograd.Function):
                 logits = scaled @ v[j].T  # (1)
                 positives = pairing.positives(i, j)
                 if positives is not None:
+                    assert counts is not None  # positives are the tiles of a pairing with several
                     counts[i] += positives.sum(dim=1)
                     true_logits = torch.where(positives, logits, 0.0)
                     own[i] += true_logits.sum(dim=1)
-                    if column_term:
+                    if column_counts is not None:
                         column_counts[j] += positives.sum(dim=0)
                         column_own[j] += true_logits.sum(dim=0)
                 _leave_out(logits, pairing.left_out(i, j))
                 row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(dim=1))
-                if column_term:
+                if column_lse is not None:
                     column_lse[j] = torch.logaddexp(column_lse[j], logits.logsumexp(dim=0))
-            for j in w.tiles(tile_size) if w is not None else ():
-                logits = scaled @ w[j].T
-                _leave_out(logits, pairing.extra_left_out(i, j))
-                row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(dim=1))
+            if w is not None:
+                for j in w.tiles(tile_size):
+                    logits = scaled @ w[j].T
+                    _leave_out(logits, pairing.extra_left_out(i, j))
+                    row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(dim=1))
         if counts is not None:
             own /= counts
             if column_term:
@@ -118,12 +121,12 @@ class _TiledContrast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(device_type=grad.device.type, enabled=False):  # also for a backward() called under it
             return _gradients(ctx, grad)
 
 
-def _gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the arguments of ``_TiledContrast.forward``, None where none is needed."""
     rows, columns, extra, scale, row_lse, column_lse, counts, column_counts = ctx.saved_tensors
     pairing, tile_size, dtype = ctx.pairing, ctx.tile_size, row_lse.dtype
@@ -167,8 +170,9 @@ def _gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_rows[i] = u.raw_gradient(grad_unit.mul_(scale * factor), i)
 
     for others, grad_others, *_ in blocks:
-        for j in others.tiles(tile_size) if grad_others is not None else ():
-            others.raw_gradient(grad_others[j].mul_(scale * factor), j)
+        if grad_others is not None:
+            for j in others.tiles(tile_size):
+                others.raw_gradient(grad_others[j].mul_(scale * factor), j)
     if grad_columns is not None:
         grad_columns = grad_columns.to(columns.dtype)
     if grad_extra is not None:

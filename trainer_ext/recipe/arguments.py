@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, reduce
 from operator import or_
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -84,6 +84,9 @@ class JinaCLIPTrainingArguments(TrainingArguments):
     >>> arguments.adam_beta2, arguments.weight_decay, arguments.text_temperature
     (0.98, 0.025, 0.05)
     """
+
+    if TYPE_CHECKING:
+        output_dir: str  # the base class replaces a None
 
     adam_beta2: float = 0.98
     adam_epsilon: float = 1e-6
@@ -170,7 +173,7 @@ class JinaCLIPTrainingArguments(TrainingArguments):
 
     def _check_integrations(self) -> None:
         """Check that what ``report_to`` names is installed; the base class checks only after the model is made."""
-        named = [name for name in self.report_to if name in _PACKAGES]
+        named = [name for name in self.report_to or () if name in _PACKAGES]
         missing = set(named).difference(get_available_reporting_integrations() if named else ())
         if missing:
             raise ImportError(

@@ -17,7 +17,7 @@ A model has five parts. A tower's name also stands for its projection::
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -322,7 +322,7 @@ def part_names(part: Part) -> frozenset[Part]:
     >>> sorted(part_names("text")), sorted(part_names("temperature"))
     (['text', 'text_projection'], ['temperature'])
     """
-    return frozenset({part, f"{part}_projection"}) if part in get_args(Tower) else frozenset({part})
+    return frozenset({part, cast(Part, f"{part}_projection")}) if part in get_args(Tower) else frozenset({part})
 
 
 def trained_parts(trainable: Iterable[Part] | None, lora: LoraSpec | None) -> frozenset[Part]:

@@ -17,7 +17,7 @@ from trainer_ext.training.monitoring import NonFiniteError
 
 # Errors whose text is written for the user.
 _PLAIN = (ValueError, OSError, ImportError, NonFiniteError)
-_DISK = {
+_DISK: dict[int | None, str] = {
     errno.ENOSPC: "no space is left",
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "a file would be larger than it may be (`ulimit -f`)",

@@ -100,7 +100,7 @@ class RunFolder:
         }
         write_json(self.path / RUN_FILE, (content or origin) | {"setup": setup})
 
-    def last_checkpoint(self, say: Callable[[str], None]) -> Path | None:
+    def last_checkpoint(self, say: Callable[[str], object]) -> Path | None:
         """The checkpoint to resume from; None, with a message, if none is complete."""
         checkpoint = last_whole_checkpoint(self.path, say)
         if checkpoint is None:

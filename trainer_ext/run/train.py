@@ -15,21 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging
 
+from modeling_jina_clip import JinaCLIPModel
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.sources import load_sources, row_count
 from trainer_ext.evaluation.baselines import bm25, chance
 from trainer_ext.evaluation.report import Report
 from trainer_ext.evaluation.suites import load_suite, picture_task
-from trainer_ext.evaluation.tasks import Task, evaluate
+from trainer_ext.evaluation.tasks import ImageEncoder, Task, TextEncoder, evaluate
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import Recipe, load_recipe, only_stage
@@ -186,9 +186,15 @@ def _make_trainer(
     return trainer
 
 
-def _measure(recipe: Recipe, tasks: Sequence[Task], model: nn.Module, processor: object) -> dict[str, float]:
+def _encoders(model: JinaCLIPModel) -> tuple[TextEncoder, ImageEncoder]:
+    """The model's two methods; without an option they return arrays."""
+    return cast(TextEncoder, model.encode_text), cast(ImageEncoder, model.encode_image)
+
+
+def _measure(recipe: Recipe, tasks: Sequence[Task], model: JinaCLIPModel, processor: object) -> dict[str, float]:
+    assert recipe.evaluation is not None  # it names the tasks
     dims = recipe.evaluation.truncate_dims
-    return evaluate(model.encode_text, model.encode_image, tasks, truncate_dims=dims)
+    return evaluate(*_encoders(model), tasks, truncate_dims=dims)
 
 
 def setup_of(trainer: JinaCLIPTrainer) -> dict[str, Any]:
@@ -224,7 +230,7 @@ class StageRecorder(TrainerCallback):
     def __init__(self, trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None) -> None:
         self.trainer, self.folder, self.report = trainer, folder, report
 
-    def on_evaluate(
+    def on_evaluate(  # type: ignore[override]  # the trainer gives the metrics by name
         self,
         args: TrainingArguments,
         state: TrainerState,
@@ -266,18 +272,19 @@ def _finish(
         folder.save_model(trainer.save_model)
         if trainer.average is not None:
             say(f"the averaged model is {folder.save_average(trainer.save_average)}")
-            if report is not None:
+            if report is not None and trainer.evaluate_fn is not None:
                 report.add("EMA", trainer.evaluate_fn(trainer.average.model, trainer.processing_class))
         if report is not None:
             report.shares = trainer.source_record.shares()
-            finish_report(report, whole.to(trainer.args.device), tasks)
+            whole.to(trainer.args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+            finish_report(report, whole, tasks)
         say(f"the finished model is {folder.path}")
 
 
-def finish_report(report: Report, model: nn.Module, tasks: Sequence[Task]) -> None:
+def finish_report(report: Report, model: JinaCLIPModel, tasks: Sequence[Task]) -> None:
     """Write the last files and show the table."""
     report.save()
-    report.save_contact_sheet(model.encode_text, model.encode_image, picture_task(tasks))
+    report.save_contact_sheet(*_encoders(model), picture_task(tasks))
     tqdm.write(report.table())
 
 

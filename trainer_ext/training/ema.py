@@ -5,7 +5,7 @@ first step copies it. Training does not read the average; it is a second result 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -31,9 +31,9 @@ class WeightAverage(TrainerCallback):
     @property
     def model(self) -> JinaCLIPModel:
         """The model with the averaged weights."""
-        return self.averaged.module
+        return cast(JinaCLIPModel, self.averaged.module)
 
-    def on_step_end(
+    def on_step_end(  # type: ignore[override]  # the trainer gives the model by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
     ) -> None:
         """Take the step's weights into the average."""

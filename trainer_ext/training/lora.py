@@ -10,6 +10,7 @@ PEFT puts its layers inside the ``JinaCLIPModel``, so trainer and evaluation wor
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -72,7 +73,7 @@ def add_lora(model: JinaCLIPModel, spec: LoraSpec) -> None:
         raise ImportError("lora needs PEFT; install it with: pip install 'modeling-jina-clip[peft]'") from error
     config = LoraConfig(
         r=spec.r,
-        lora_alpha=spec.alpha,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
         lora_dropout=spec.dropout,
         target_modules=adapted_modules(model, spec),
         # With a task, PEFT does not write our class's name, which it could not import elsewhere, into the adapter.
@@ -101,7 +102,8 @@ def merged(model: JinaCLIPModel) -> JinaCLIPModel:
         for key in [key for key in weights if key.startswith(f"{name}.base_layer.")]:
             value = weights.pop(key)
             if key.endswith(".weight"):
-                value = value + layer.get_delta_weight(_NAME).to(value.dtype)
+                delta = layer.get_delta_weight(_NAME)  # type: ignore[attr-defined]  # its subclasses have it
+                value = value + delta.to(value.dtype)
             weights[key.replace(".base_layer.", ".")] = value
     with torch.device("meta"):
         plain = JinaCLIPModel(model.config)
@@ -142,7 +144,7 @@ def load_adapter(model: JinaCLIPModel, folder: Path) -> None:
 
     stored = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     stored = {key.removeprefix("base_model.model."): value for key, value in stored.items()}
-    result = set_peft_model_state_dict(model, stored, adapter_name=_NAME)
+    result: Any = set_peft_model_state_dict(model, stored, adapter_name=_NAME)
     missing = [key for key in result.missing_keys if ".lora_" in key and f".{_NAME}." in key]
     if result.unexpected_keys or missing:
         names = ", ".join([*result.unexpected_keys, *missing][:3])

@@ -44,7 +44,7 @@ class NonFiniteError(ArithmeticError):
 class FiniteGradientsCallback(TrainerCallback):
     """Stops the run before a NaN gradient reaches the weights; with fp16 the gradient scaler skips such steps."""
 
-    def on_pre_optimizer_step(
+    def on_pre_optimizer_step(  # type: ignore[override]  # the trainer gives the model by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Check the norm of all gradients; of sharded ones every process sees the whole norm, so that all stop."""
@@ -101,7 +101,7 @@ class HealthCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Count for how many steps each figure has been a bad sign."""
-        if not state.is_world_process_zero or "stage" not in (logs or {}):
+        if not state.is_world_process_zero or logs is None or "stage" not in logs:
             return
         number, inner = stage_at(self.stages, state.global_step - 1)
         stage = self.stages[number]
@@ -210,7 +210,7 @@ class StagePrinterCallback(PrinterCallback):
         **kwargs: Any,
     ) -> None:
         """Print the line of a training step."""
-        if state.is_world_process_zero and "loss" in (logs or {}):
+        if state.is_world_process_zero and logs is not None and "loss" in logs:
             print(log_line(logs, state.global_step, state.max_steps), flush=True)
 
 

@@ -73,7 +73,7 @@ def parameter_peak(stage: Stage, name: str, depths: Mapping[Tower, int]) -> floa
     """
     part = part_of(name)
     tower = tower_of(part)
-    rate = stage.learning_rates.get(part, stage.learning_rates.get(tower, stage.learning_rate))
+    rate = stage.learning_rates.get(part, stage.learning_rates.get(tower or part, stage.learning_rate))
     decay = stage.layer_decay
     decay = getattr(decay, tower or "", 1.0) if isinstance(decay, LayerDecay) else decay
     return rate if tower is None else rate * decay ** layers_above(name, depths.get(tower, 0))

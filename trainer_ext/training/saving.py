@@ -15,9 +15,10 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from modeling_jina_clip import JinaCLIPModel
+from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext.files import keep_newest, partial_path, publish, seal
 from trainer_ext.losses.joint import JointObjective
+from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.sentence_files import write_sentence_files
 from trainer_ext.training.ema import WeightAverage
 from trainer_ext.training.lora import ADAPTER_FOLDER, has_lora, load_adapter, save_adapter, save_merged
@@ -27,7 +28,9 @@ from trainer_ext.training.sharding import is_sharded, load_optimizer_state, whol
 class SavingTrainer(Trainer):
     """A ``Trainer`` that writes folders whole or not at all, with whole weights even if the model is sharded."""
 
+    args: JinaCLIPTrainingArguments
     model: JinaCLIPModel
+    processing_class: JinaCLIPProcessor
     objective: JointObjective
     average: WeightAverage | None = None
     _inside_whole_model = False
@@ -83,6 +86,7 @@ class SavingTrainer(Trainer):
 
     def save_average(self, output_dir: str) -> None:
         """Save the model with averaged weights as ``save_model`` saves the trained one."""
+        assert self.average is not None, "there is no average without ema_decay"
         trained, self.model = self.model, self.average.model
         try:
             self.save_model(output_dir)
@@ -124,6 +128,8 @@ class SavingTrainer(Trainer):
         if not is_sharded(self.model):
             super()._save_optimizer_and_scheduler(output_dir)
             return
+        assert self.optimizer is not None  # it and the scheduler are made before the first step
+        assert self.lr_scheduler is not None
         state = whole_optimizer_state(self.optimizer)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
@@ -138,5 +144,7 @@ class SavingTrainer(Trainer):
             torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
             for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
         ]
+        assert self.optimizer is not None  # it and the scheduler are made before their state is loaded
+        assert self.lr_scheduler is not None
         load_optimizer_state(self.optimizer, stored[0])
         self.lr_scheduler.load_state_dict(stored[1])

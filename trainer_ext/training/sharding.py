@@ -57,7 +57,7 @@ def shard_model(model: JinaCLIPModel, device: torch.device) -> None:
     """
     # torch warns, twice in every run, of outputs that are views; nothing here writes into them.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     for tensor in chain(model.parameters(), model.buffers()):
         dist.broadcast(tensor.data, src=0)  # as DDP does at its start
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

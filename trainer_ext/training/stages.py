@@ -137,7 +137,7 @@ class StageCallback(TrainerCallback):
             train_only(model, trained.parts)
         train_only(model, frozenset().union(*(trained.parts for trained in self.trained)))
 
-    def on_step_begin(
+    def on_step_begin(  # type: ignore[override]  # the trainer gives the model by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
     ) -> None:
         """Patch dropout and trained parts of the step's stage; at its first step, if asked, a fresh optimizer state."""
@@ -170,7 +170,7 @@ class StageCallback(TrainerCallback):
         if args.world_size > 1:
             drop_gradients_except(model, self.trained[index].parts)
 
-    def on_pre_optimizer_step(
+    def on_pre_optimizer_step(  # type: ignore[override]  # the trainer gives the model by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
     ) -> None:
         """What a stage does not train stays as it is: no weight decay, no momentum of an earlier stage."""
@@ -180,7 +180,7 @@ class StageCallback(TrainerCallback):
             if name not in trained.objective:
                 parameter.grad = None
 
-    def on_optimizer_step(
+    def on_optimizer_step(  # type: ignore[override]  # the trainer gives the model by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
     ) -> None:
         """Clamp the trained temperatures after each update; the trainer clears the gradients of the model alone."""
@@ -188,7 +188,7 @@ class StageCallback(TrainerCallback):
         self.objective.clamp_()
         self.objective.zero_grad()
 
-    def on_step_end(
+    def on_step_end(  # type: ignore[override]  # the trainer gives the model by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: JinaCLIPModel, **kwargs: Any
     ) -> None:
         """At a stage's end: evaluate and keep the model, as itself again. There and before each checkpoint: log.

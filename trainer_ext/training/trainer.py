@@ -25,12 +25,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback
 
-from modeling_jina_clip import JinaCLIPProcessor
+from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext.data.batches import JointCollator, JointDataset
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.record import SourceRecord
-from trainer_ext.data.sources import row_count
+from trainer_ext.data.sources import Rows, row_count
 from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
 from trainer_ext.losses.joint import JointObjective
 from trainer_ext.losses.logits import clamped_temperature
@@ -55,7 +55,7 @@ from trainer_ext.training.saving import SavingTrainer
 from trainer_ext.training.sharding import ShardedModel, is_sharded, shard_model, whole_parameter
 from trainer_ext.training.stages import StageCallback, image_size_problems
 
-Evaluate = Callable[[nn.Module, Any], dict[str, float]]
+Evaluate = Callable[[JinaCLIPModel, Any], dict[str, float]]
 
 
 class JinaCLIPTrainer(SavingTrainer):
@@ -81,6 +81,7 @@ class JinaCLIPTrainer(SavingTrainer):
 
     # compute_loss returns the mean over a micro-batch; the base class divides by the number of accumulated ones.
     loss_is_scaled_for_ga = False
+    train_dataset: Mapping[str, Rows]
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class JinaCLIPTrainer(SavingTrainer):
         kwargs.setdefault("data_collator", JointCollator(processing_class, recipe.stages, recipe.seed))
         if evaluate_fn is not None:  # it brings its own data, but the base class insists on some
             kwargs.setdefault("eval_dataset", {})
-        super().__init__(*args, processing_class=processing_class, **kwargs)
+        super().__init__(*args, processing_class=processing_class, **kwargs)  # type: ignore[misc]  # *args is short
         self.recipe = recipe
         self.evaluate_fn = evaluate_fn
         self.args.learning_rate = peak_learning_rate(recipe.stages)
@@ -143,7 +144,7 @@ class JinaCLIPTrainer(SavingTrainer):
         )
         return DataLoader(
             JointDataset(self.recipe.sources, self.train_dataset, self.recipe.seed, self.source_record.broken),
-            batch_sampler=plan,
+            batch_sampler=plan,  # type: ignore[arg-type]  # torch says list and needs a sequence
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -223,7 +224,9 @@ class JinaCLIPTrainer(SavingTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Learning rates of all stages, one after the other."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = stage_scheduler(optimizer or self.optimizer, self.recipe.stages)
+            made = optimizer or self.optimizer
+            assert made is not None  # create_optimizer comes first
+            self.lr_scheduler = stage_scheduler(made, self.recipe.stages)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -251,11 +254,12 @@ class JinaCLIPTrainer(SavingTrainer):
 
         Callbacks find the trainer's model whole as well, on the main process, and may save it there.
         """
-        figures = [{}]
+        figures: list[dict[str, float]] = [{}]
         with unchanged_randomness(), self.whole_model() as model:
             if self.evaluate_fn is not None:
                 if self.is_world_process_zero():
-                    figures = [self.evaluate_fn(model.to(self.args.device), self.processing_class)]
+                    model.to(self.args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+                    figures = [self.evaluate_fn(model, self.processing_class)]
                 broadcast_object_list(figures)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures[0].items()}
             if metrics:
