@@ -79,7 +79,7 @@ class Transformer(StockTransformer):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Embed each kind with its tower and restore the order of the inputs."""
         if features.get("modality") != "mixed":
-            return super().forward(features, **kwargs)
+            return self._cut(super().forward(features, **kwargs))
         embeddings, positions = [], []
         for kind in self.modality_config:
             if f"{kind}_index" in features:
@@ -87,4 +87,11 @@ class Transformer(StockTransformer):
                 embeddings.append(part[self.module_output_name])
                 positions.append(features[f"{kind}_index"])
         features[self.module_output_name] = torch.cat(embeddings)[torch.argsort(torch.cat(positions))]
+        return self._cut(features)
+
+    def _cut(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Keep as many dimensions as the configuration says, before the vectors are normalised, as ``encode_text``."""
+        name, dim = self.module_output_name, self.model.config.truncate_dim
+        if dim is not None and name in features:
+            features[name] = features[name][:, :dim]
         return features

@@ -17,6 +17,7 @@ import base64
 import binascii
 import io
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +45,34 @@ FORMATS = frozenset(
 )
 
 
+class _PillowSwitches:
+    """Inside, Pillow's global switches have known values, so that no other library decides how a file is read.
+
+    ``LOAD_TRUNCATED_IMAGES``, which some libraries set at import, would make half a picture of a cut file in silence.
+    The last of several threads to leave puts back what was found.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._found: tuple[bool, int | None] = (False, None)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._found = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._found
+
+
+_PILLOW = _PillowSwitches()
+
+
 def open_image(source: Any, allow_urls: bool = False) -> Any:
     """Open a path, URL, ``data:image/`` URI, bytes or file as a PIL image; PIL images, arrays and tensors pass through.
 
@@ -67,7 +96,9 @@ def open_image(source: Any, allow_urls: bool = False) -> Any:
         (2, 3)
     """
     if isinstance(source, ImageFile.ImageFile):
-        return _upright(source, "PIL image")
+        # Reading the file moves its position: several threads may hold the same picture, but only one may read it.
+        with _PILLOW, vars(source).setdefault("_jina_clip_lock", threading.Lock()):
+            return _upright(source, "PIL image")
     if isinstance(source, Image.Image):
         _check_pixels(source, "PIL image")
         return source
@@ -138,6 +169,11 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 
 def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
+    with _PILLOW:
+        return _decoded(file, name)
+
+
+def _decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         image = Image.open(file)
     except UnidentifiedImageError as error:
@@ -157,6 +193,7 @@ def _upright(image: ImageFile.ImageFile, name: str) -> Image.Image:
             f"{name} is a file of format {image.format}, which is not read; pass image.convert('RGB') if you trust it."
         )
     _check_pixels(image, name)
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # a file may hold a larger picture than it says, as icons do
     try:
         return ImageOps.exif_transpose(image)  # always a copy
     except Exception as error:
@@ -201,7 +238,7 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         low, high = cast(tuple[float, float], image.getextrema())  # one band, so one pair
-        if low < 0 or high > (255 if image.mode == "I" else 1):
+        if not np.isfinite(np.asarray(image)).all() or low < 0 or high > (255 if image.mode == "I" else 1):
             raise ValueError(f"PIL mode {image.mode!r} with values {low}..{high} has no fixed white; convert to RGB.")
         values = np.asarray(image) * (1 if image.mode == "I" else 255)
         return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
@@ -306,6 +343,12 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         self.resize_mode = resize_mode
         self.interpolation = interpolation
         self.fill_color = fill_color
+        for name, values, least in (("mean", self.mean, -np.inf), ("std", self.std, 0.0)):
+            if len(values) != 3 or not all(least < value < np.inf for value in values):
+                above = " above 0" if name == "std" else ""
+                raise ValueError(
+                    f"{name}={values!r} must be three finite numbers{above}, one for each of red, green, blue"
+                )
         if resize_mode not in ("shortest", "longest", "squash"):
             raise ValueError(f"resize_mode={resize_mode!r} is unknown; use 'shortest', 'longest' or 'squash'")
         if interpolation.upper() not in Image.Resampling.__members__:

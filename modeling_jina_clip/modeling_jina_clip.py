@@ -4,14 +4,16 @@
 return them before normalisation. ``encode_text`` and ``encode_image`` take raw inputs, with the published signatures
 and defaults.
 
-Order of this file: texts, where a model was loaded from, batches, the loss and the output, the model.
+Order of this file: where a model was loaded from, batches, the loss and the output, the model.
 """
 
 import os
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -31,11 +33,11 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_jina_clip import JinaCLIPConfig
-from .image_processing_jina_clip import JinaCLIPImageProcessor, brief, error_at, list_of_images, refuse_tables
+from .image_processing_jina_clip import JinaCLIPImageProcessor, error_at, list_of_images
 from .modeling_jina_clip_base import StrictLoadingMixin
 from .modeling_jina_clip_text import JinaCLIPTextModel
 from .modeling_jina_clip_vision import JinaCLIPVisionModel
-from .processing_jina_clip import JinaCLIPProcessor
+from .processing_jina_clip import TOKENIZER_LOCK, JinaCLIPProcessor, check_text_options, text_windows
 
 # isort: split
 # Of a local folder, transformers 5.5 copies only the files that the model's own file imports.
@@ -48,30 +50,7 @@ TOKENS_PER_ROW = 128
 # On a CPU, 32 rows of this many tokens keep all cores busy, and smaller matrices fit its caches.
 TOKENS_PER_ROW_CPU = 32
 DEFAULT_MAX_LENGTH = 512
-
-
-def list_of_texts(texts: Any) -> tuple[bool, list[str]]:
-    """Whether ``texts`` is a single string, and the strings as a list.
-
-    Raises ``TypeError`` with the position of an item that is not a string.
-
-    Example::
-
-        >>> list_of_texts("a cat"), list_of_texts(text for text in ("a", "b")), list_of_texts({1: "a"}.values())
-        ((True, ['a cat']), (False, ['a', 'b']), (False, ['a']))
-    """
-    if isinstance(texts, np.ndarray) and not texts.ndim:
-        texts = texts.item()
-    if isinstance(texts, str):
-        return True, [texts]
-    refuse_tables(texts, "texts")
-    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, bytearray, Mapping)):
-        raise TypeError(f"encode_text takes strings, got {brief(texts)}; pass a string or a list of them")
-    found = list(texts)
-    for position, text in enumerate(found):
-        if not isinstance(text, str):
-            raise TypeError(f"encode_text takes strings, got {brief(text)} at position {position}")
-    return False, found
+_MODES = threading.Lock()  # guards the number of encoding threads of every model
 
 
 _PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
@@ -108,9 +87,11 @@ class ModelOrigin:
 
     def load_processor(self) -> JinaCLIPProcessor:
         """Load both parts with our own classes, so that no ``auto_map`` of the folder can run other code."""
+        config = JinaCLIPConfig.from_pretrained(self.name, **self.options)
         return JinaCLIPProcessor(
             JinaCLIPImageProcessor.from_pretrained(self.name, **self.options),
-            AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **self.options),
+            # With the configuration at hand, transformers does not warn that it is of no type it knows.
+            AutoTokenizer.from_pretrained(self.name, config=config, trust_remote_code=False, **self.options),
         )
 
     def __deepcopy__(self, memo: dict) -> "ModelOrigin":
@@ -263,6 +244,8 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
 
     _processor: Any = None
     _origin: ModelOrigin | None = None
+    _encoders = 0  # threads that encode right now, and the mode to return to after the last
+    _mode_after = False
 
     def __init__(self, config: JinaCLIPConfig):
         super().__init__(config)
@@ -386,7 +369,7 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         devices = (getattr(part, "execution_device", None) for part in single)
         return torch.device(next((device for device in devices if device is not None), "cpu"))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_text(
         self,
         sentences: str | Iterable[str],
@@ -408,15 +391,15 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         ``tokenizer_kwargs`` override padding, truncation and ``max_length=512``. ``truncate_dim`` keeps the first
         dimensions, before normalising. Without numpy and tensor conversion a list of tensors is returned.
         """
-        single, sentences = list_of_texts(sentences)
+        single, number, windows = text_windows(sentences)
         dim = self._checked_dim(truncate_dim)
         _check_batch_size(batch_size)
         instruction = self._instruction(task)
         options = {"truncation": True, "max_length": DEFAULT_MAX_LENGTH, **tokenizer_kwargs}
+        check_text_options(options)
         padding = options.pop("padding", True)
         tokenizer = self.processor.tokenizer
-        prompted = [instruction + sentence for sentence in sentences]
-        rows = tokenizer(prompted, return_token_type_ids=False, **options)["input_ids"] if sentences else []
+        rows: list[list[int]] = []  # of the window that is being encoded
 
         # As published: every token with the padding id is ignored, even if the text itself contains "[PAD]". So no mask
         # is passed, unless the tokenizer pads with another token than the model's.
@@ -433,12 +416,19 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
 
         on_cpu = torch.device(device or self._execution_device).type == "cpu"
         budget = batch_size * (TOKENS_PER_ROW_CPU if on_cpu else TOKENS_PER_ROW)
-        batches = token_budget_batches([len(row) for row in rows], budget)
-        embeddings = self._encode(batches, prepare, self.get_text_features, show_progress_bar, device)
+        found = [torch.empty(0, self.config.projection_dim, dtype=torch.float32, device="cpu")]
+        with self._encoding(device), self._bar(number, show_progress_bar) as bar:
+            for window in windows:
+                prompted = [instruction + sentence for sentence in window]
+                with TOKENIZER_LOCK:
+                    rows = tokenizer(prompted, return_token_type_ids=False, **options)["input_ids"]
+                batches = token_budget_batches([len(row) for row in rows], budget)
+                found.append(self._encode(batches, prepare, self.get_text_features, bar))
+        embeddings = torch.cat(found)
         embeddings = F.normalize(embeddings[:, :dim], dim=-1) if normalize_embeddings else embeddings[:, :dim]
         return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_image(
         self,
         images: Any,
@@ -473,7 +463,8 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
                 raise error_at(indices[error.image_position], error.__cause__) from error.__cause__
 
         batches = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
-        embeddings = self._encode(batches, prepare, self.get_image_features, show_progress_bar, device)
+        with self._encoding(device), self._bar(len(images), show_progress_bar) as bar:
+            embeddings = self._encode(batches, prepare, self.get_image_features, bar)
         embeddings = F.normalize(embeddings[:, :dim], dim=-1) if normalize_embeddings else embeddings[:, :dim]
         return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
 
@@ -491,29 +482,51 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
             raise ValueError(f"task={task!r} is unknown; this checkpoint has {sorted(instructions)}")
         return instructions[task]
 
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; while some thread encodes, it takes effect when the last one has finished."""
+        with _MODES:
+            if self._encoders:
+                self._mode_after = mode
+                return self
+        return super().train(mode)
+
+    @contextmanager
+    def _encoding(self, device: torch.device | str | None) -> Iterator[None]:
+        """Inside, the model is in evaluation mode, however many threads are inside; afterwards as it was."""
+        if device is not None:
+            self.to(device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+        with _MODES:
+            if not self._encoders:
+                self._mode_after = self.training
+                super().train(False)
+            self._encoders += 1
+        try:
+            yield
+        finally:
+            with _MODES:
+                self._encoders -= 1
+                if not self._encoders:
+                    super().train(self._mode_after)
+
+    def _bar(self, number: int | None, wanted: bool | None) -> tqdm:
+        show = logger.getEffectiveLevel() <= logging.INFO if wanted is None else wanted
+        return tqdm(desc="Encoding", total=number, disable=not show)
+
     def _encode(
         self,
         batches: list[list[int]],
         prepare: Callable[[list[int]], Mapping[str, torch.Tensor]],
         features: Callable[..., torch.Tensor],
-        show_progress_bar: bool | None,
-        device: torch.device | str | None,
+        bar: tqdm,
     ) -> torch.Tensor:
-        """Features of ``batches`` of indices, in input order and evaluation mode: (count, dim) float32 on the CPU."""
-        if device is not None:
-            self.to(device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+        """Features of ``batches`` of indices, in input order: (count, dim) float32 on the CPU."""
         target = self._execution_device
-        was_training = self.training
-        self.eval()
-        embeddings = torch.empty(sum(map(len, batches)), self.config.projection_dim)
-        show = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
-        bar = tqdm(prepared_ahead(batches, prepare), "Encoding", len(batches), unit="batch", disable=not show)
-        try:
-            for indices, inputs in bar:
+        embeddings = torch.empty(sum(map(len, batches)), self.config.projection_dim, dtype=torch.float32, device="cpu")
+        with torch.inference_mode():  # the result was made outside: a plain tensor, which a head can be trained on
+            for indices, inputs in prepared_ahead(batches, prepare):
                 inputs = {name: tensor.to(target) for name, tensor in inputs.items()}
                 embeddings[indices] = features(**inputs).float().cpu()
-        finally:
-            self.train(was_training)
+                bar.update(len(indices))
         return embeddings
 
     def _checked_dim(self, truncate_dim: int | None) -> int | None:

@@ -337,6 +337,7 @@ class StrictLoadingMixin(_LoadingBase):
                 f"the weights of {str(source)!r} are broken, cut short or not safetensors: {error}; fetch them again"
             ) from error
         raise_on_mismatch(cls.__name__, info)
+        raise_on_non_finite(model, str(source))
         return (model, info) if output_loading_info else model
 
 
@@ -376,6 +377,23 @@ def _shards(index: Path) -> set[str]:
             "fetch it again with its shards"
         )
     return set(names)
+
+
+def raise_on_non_finite(model: nn.Module, source: str) -> None:
+    """Raise ``ValueError`` naming weights that hold NaN or infinity: every vector would be NaN, or wrong in part."""
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    weights = [(name, item) for name, item in model.named_parameters() if item.dtype in plain and item.numel()]
+    bad = [
+        name
+        for name, item in weights
+        if item.device.type != "meta" and not torch.stack(item.detach().aminmax()).isfinite().all()
+    ]
+    if bad:
+        shown = ", ".join(bad[:6]) + (f" and {len(bad) - 6} more" if len(bad) > 6 else "")
+        raise ValueError(
+            f"{len(bad)} weights of {source!r} hold NaN or infinity: {shown}. The file is damaged or the training that "
+            "wrote it diverged: fetch it again, or take an earlier checkpoint"
+        )
 
 
 def raise_on_mismatch(name: str, info: dict[str, Any]) -> None:

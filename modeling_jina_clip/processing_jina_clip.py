@@ -1,5 +1,9 @@
-"""The processor: texts to token ids and images to pixels in one call."""
+"""Texts as callers pass them, and the processor: texts to token ids and images to pixels in one call."""
 
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -8,11 +12,89 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .configuration_jina_clip import OLDEST_TRANSFORMERS, require_version
+from .image_processing_jina_clip import brief, refuse_tables
+
+# isort: split
+# Of a local folder, transformers 5.5 copies only the files that the processor's own file imports.
+from .image_urls import fetch_url as fetch_url
 
 # AutoProcessor may load this file without the configuration's check.
 require_version("transformers", transformers.__version__, OLDEST_TRANSFORMERS)
 
+# A fast tokenizer keeps truncation and padding as state: of two threads, one would cut its texts as the other asks.
+TOKENIZER_LOCK = threading.RLock()
 _IMAGE_ARGUMENTS = frozenset({"size", "allow_urls"})
+# Texts that are tokenized at once, and sorted by length among each other.
+WINDOW = 4096
+# What the tokenizer is asked; other arguments of it give other than one row a text, or are ignored by it in silence.
+TEXT_OPTIONS = ("padding", "truncation", "max_length", "add_special_tokens", "pad_to_multiple_of", "padding_side")
+
+
+def list_of_texts(texts: Any) -> tuple[bool, list[str]]:
+    """Whether ``texts`` is a single string, and the strings as a list.
+
+    Raises ``TypeError`` with the position of an item that is not a string.
+
+    Example::
+
+        >>> list_of_texts("a cat"), list_of_texts(text for text in ("a", "b")), list_of_texts({1: "a"}.values())
+        ((True, ['a cat']), (False, ['a', 'b']), (False, ['a']))
+    """
+    if isinstance(texts, np.ndarray) and not texts.ndim:
+        texts = texts.item()
+    if isinstance(texts, str):
+        return True, _checked_texts([texts])
+    refuse_tables(texts, "texts")
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, bytearray, Mapping)):
+        raise TypeError(f"encode_text takes strings, got {brief(texts)}; pass a string or a list of them")
+    return False, _checked_texts(list(texts))
+
+
+def text_windows(texts: Any, size: int = WINDOW) -> tuple[bool, int | None, Iterator[list[str]]]:
+    """Whether ``texts`` is one string; how many there are, if known; and the texts, ``size`` at a time, read as needed.
+
+    Raises ``TypeError`` or ``ValueError`` naming the position of what is not a text.
+    """
+    if isinstance(texts, Iterator):
+
+        def read() -> Iterator[list[str]]:
+            for position in count(0, size):
+                window = list(islice(texts, size))
+                if not window:
+                    return
+                yield _checked_texts(window, position)
+
+        return False, None, read()
+    single, found = list_of_texts(texts)
+    return single, len(found), (found[begin : begin + size] for begin in range(0, len(found), size))
+
+
+def _checked_texts(texts: list[Any], begin: int = 0) -> list[str]:
+    for position, text in enumerate(texts, begin):
+        if not isinstance(text, str):
+            raise TypeError(f"encode_text takes strings, got {brief(text)} at position {position}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(text[error.start]):04X}"
+            raise ValueError(
+                f"the text at position {position} holds half a letter ({half}) at character {error.start}; it was cut, "
+                "or decoded with surrogates: decode it again, or text.encode(errors='ignore').decode()"
+            ) from None
+    return texts
+
+
+def check_text_options(options: Mapping[str, Any]) -> None:
+    """Raise for options that a tokenizer would ignore, or that would give other than one vector a text."""
+    for name, value in options.items():
+        if name not in TEXT_OPTIONS:
+            close = get_close_matches(name, TEXT_OPTIONS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"encode_text has no option {name!r} ({value!r}){hint} It has {', '.join(TEXT_OPTIONS)}")
+    length = options.get("max_length")
+    whole = isinstance(length, (int, np.integer)) and not isinstance(length, bool)
+    if length is not None and not (whole and length > 2):
+        raise ValueError(f"max_length={length!r} must be at least 3: two special tokens and one of the text")
 
 
 class JinaCLIPProcessor(ProcessorMixin):
@@ -64,7 +146,8 @@ class JinaCLIPProcessor(ProcessorMixin):
             options = {**common, **kwargs, **(text_kwargs or {})}
             options.setdefault("return_token_type_ids", False)  # every token has type 0
             options.setdefault("return_tensors", return_tensors)
-            data |= _no_tokens(options) if _is_empty(text) else self.tokenizer(text, **options)
+            with TOKENIZER_LOCK:
+                data |= _no_tokens(options) if _is_empty(text) else self.tokenizer(text, **options)
         if images is not None:
             options = {**for_images, **(images_kwargs or {})}
             options.setdefault("return_tensors", return_tensors)

@@ -150,7 +150,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def test_decompression_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"image 0: .*2500000000 pixels.*178956970 pixels.*Shrink it"):
+    with pytest.raises(ValueError, match=r"image 0: .*2500000000 pixels, above 178956970; shrink it"):
         JinaCLIPImageProcessor(size=16)([bomb(50_000, 50_000)])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # somebody switched Pillow's own limit off
     with pytest.raises(ValueError, match=r"has 50000 x 50000 = 2500000000 pixels, above 178956970; shrink it"):

@@ -54,6 +54,19 @@ def test_a_saved_folder_loads_without_this_package(golden: Path, tmp_path: Path)
     assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoModel"].count("--") == 0
 
 
+def test_encoding_with_a_folders_own_code_warns_of_nothing(golden: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    model = JinaCLIPModel.from_pretrained(golden / "tiny_model")
+    model.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    program = "from transformers import AutoModel; import sys; folder = sys.argv[1]\n"
+    program += "AutoModel.from_pretrained(folder, trust_remote_code=True).encode_text(['a red bus'])"
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    command = [sys.executable, "-I", "-c", program, str(folder)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "instantiate a model of type" not in result.stderr
+
+
 def test_auto_classes_prefer_this_package_over_the_published_code(golden: Path) -> None:
     """The published auto_map names another repository; nothing may be fetched from it."""
     folder = golden / "tiny_model"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import modeling_jina_clip
+from hub_upload import build
 from modeling_jina_clip import JinaCLIPModel
 from modeling_jina_clip.configuration_jina_clip import OLDEST_TRANSFORMERS, require_version
 from modeling_jina_clip.custom_st import OLDEST_SENTENCE_TRANSFORMERS
@@ -142,6 +143,79 @@ def test_old_libraries_are_named(
     name = library.replace("_", "-")
     assert done.stdout.splitlines() == [
         f"this model needs {name}>={oldest}, but {version} is installed; upgrade it, or convert the folder with "
+        "save_published of the package modeling-jina-clip, which writes the layout that older runtimes read"
+    ]
+
+
+REAL = """
+import sys
+sys.path.insert(0, {place!r})
+try:
+    {call}
+except ImportError as error:
+    print(error)
+"""
+# What these versions need exactly; the rest is taken from this environment.
+TRANSFORMERS_4 = ("transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2")
+
+
+@pytest.fixture(scope="module")
+def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed(tmp_path_factory.mktemp("transformers-4"), *TRANSFORMERS_4)
+
+
+@pytest.fixture(scope="module")
+def sentence_transformers_5_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed(tmp_path_factory.mktemp("sentence-transformers-5.1"), "sentence-transformers==5.1.2")
+
+
+def installed(place: Path, *requirements: str) -> Path:
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place), *requirements]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        pytest.skip(f"pip could not get {requirements}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("libraries", "call", "line"),
+    [
+        *(
+            (
+                "transformers_4",
+                f"import transformers; transformers.{loader}.from_pretrained({{folder!r}}, trust_remote_code=True)",
+                f"transformers>={OLDEST_TRANSFORMERS}, but 4.57.6 is",
+            )
+            for loader in ("AutoConfig", "AutoModel", "AutoProcessor")
+        ),
+        (
+            "sentence_transformers_5_1",
+            "import sentence_transformers as st; st.SentenceTransformer({folder!r}, trust_remote_code=True)",
+            f"sentence-transformers>={OLDEST_SENTENCE_TRANSFORMERS}, but 5.1.2 is",
+        ),
+    ],
+    ids=["config", "model", "processor", "sentence-transformers"],
+)
+def test_really_old_libraries_are_named(
+    golden: Path, tmp_path: Path, request: pytest.FixtureRequest, libraries: str, call: str, line: str
+) -> None:
+    """As above, with the old libraries themselves and a whole folder: nothing of theirs fails before our line."""
+    place = request.getfixturevalue(libraries)
+    folder = build(golden / "tiny_model", tmp_path / "hub")
+    program = REAL.format(place=str(place), call=call.format(folder=str(folder)))
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"this model needs {line} installed; upgrade it, or convert the folder with "
         "save_published of the package modeling-jina-clip, which writes the layout that older runtimes read"
     ]
 
