@@ -72,12 +72,20 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 def publish(partial: Path, target: Path) -> None:
     """Flush ``partial`` to disk and give it its final name, in place of an older folder of that name."""
+    readable_as_the_folder(partial)
     for path in partial.rglob("*"):
         _flush(path)
     if target.exists():
         shutil.rmtree(target)
     os.replace(partial, target)
     _flush(target.parent)
+
+
+def readable_as_the_folder(folder: Path) -> None:
+    """Let all who may read the folder read its files: safetensors writes weights that only their owner can read."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o444))
 
 
 def _flush(path: Path) -> None:

@@ -136,3 +136,12 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> No
         list(pool.map(lambda turn: write_whole(path, contents[turn % 2]), range(200)))
     assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_published_files_are_as_readable_as_their_folder(tmp_path: Path) -> None:
+    """safetensors writes weights that only their owner may read."""
+    with whole_folder(tmp_path / "model") as partial:
+        (partial / "weights").write_bytes(b"x")
+        (partial / "weights").chmod(0o600)
+    folder = tmp_path / "model"
+    assert (folder / "weights").stat().st_mode & 0o444 == folder.stat().st_mode & 0o444

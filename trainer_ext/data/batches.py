@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from trainer_ext.data.broken_rows import BrokenRows
-from trainer_ext.data.columns import IMAGE_ERRORS
+from trainer_ext.data.images import IMAGE_ERRORS
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
 from trainer_ext.data.streams import SourceStream
@@ -40,8 +40,6 @@ def random_resized_crop(
     (16, 16)
     """
     box = crop_box(*picture.size, scale, generator)
-    if picture.mode not in ("RGB", "RGBA", "L"):  # a palette's numbers cannot be mixed
-        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
     return picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
 
 

@@ -1,30 +1,24 @@
-"""The data's columns become ours: found by their names, checked for their types, images by path made absolute."""
+"""The data's columns become ours: found by their names, checked for their types."""
 
-import hashlib
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
+import pyarrow as pa
+from datasets import Dataset, Features, Image, LargeList, List, Value, concatenate_datasets
 from datasets.packaged_modules.csv.csv import Csv
-from datasets.utils.file_utils import is_local_path
-from PIL.Image import DecompressionBombError
 
-from trainer_ext.data.faults import Fault
 from trainer_ext.data.formats import DataError, Opened
 from trainer_ext.data.readers import FAULT
 from trainer_ext.recipe.problems import nearest
 
 TEXT = (Value("string"), Value("large_string"))
-_TEXTS = tuple(List(text) for text in TEXT)
-_ID = (*TEXT, Value("int64"), Value("int32"))
-_NUMBER = tuple(Value(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8"))
-_IMAGE_STORAGE = ("binary", "large_binary")
-# What reading an image that is none, or that is too large to be one, can raise.
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError, DecompressionBombError)
+_LONG_TEXT = Value("large_string")
+_WORDS = {
+    "image": "encoded bytes (PNG, JPEG, ...), a path, or the Image type of datasets",
+    "caption": "a text or a list of texts",
+    "negatives": "a list of texts",
+    "id": "a text or a whole number",
+    "score": "a number",
+}
 
 
 def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
@@ -43,7 +37,10 @@ def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
     for ours in shared:
         twin = dataset.select_columns([columns[ours]]).rename_column(columns[ours], ours)
         found = concatenate_datasets([found, twin], axis=1)
-    check_types(opened, Features({name: feature for name, feature in found.features.items() if name != FAULT}))
+    types = usual_types(opened, Features({name: kind for name, kind in found.features.items() if name != FAULT}))
+    for name, kind in types.items():
+        if found.features[name] != kind:
+            found = found.cast_column(name, kind)
     return found
 
 
@@ -80,76 +77,71 @@ def _nested_names(features: Features) -> list[str]:
     ]
 
 
-def check_types(opened: Opened, features: Features) -> None:
-    """The columns, under our names, hold what they must."""
-    # The cells of a CSV file are texts; those that are no numbers are found by their rows.
-    number = _NUMBER + TEXT if isinstance(opened.builder, Csv) else _NUMBER
-    wanted = {
-        "caption": (TEXT + _TEXTS, "a text or a list of texts"),
-        "negatives": (_TEXTS, "a list of texts"),
-        "id": (_ID, "a text or a whole number"),
-        "score": (number, "a number"),
-    }
+def usual_types(opened: Opened, features: Features) -> Features:
+    """The types that the columns, under our names, are read as: few kinds, whatever library wrote the file.
+
+    Raises:
+        DataError: a column that cannot be what it must.
+    """
+    found = {}
     for ours, feature in features.items():
-        if ours == "image":
-            allowed, words = _is_image(feature), "encoded bytes (PNG, JPEG, ...), a path, or the Image type of datasets"
-        else:
-            types, words = wanted.get(ours, (TEXT, "a text"))
-            allowed = feature in types
-        if not allowed:
-            source = opened.source
+        found[ours] = _usual(ours, feature, isinstance(opened.builder, Csv))
+        if found[ours] is None:
+            source, words = opened.source, _WORDS.get(ours, "a text")
             raise DataError(
                 f"Source {source.name!r}, {opened.name}: column {source.columns[ours]!r} holds {feature}, but {ours}"
                 f" must be {words}. Convert the column or map another one."
             )
+    return Features(found)
 
 
-def _is_image(feature: Any) -> bool:
-    nested = isinstance(feature, dict) and "bytes" in feature
-    binary = getattr(feature, "dtype", None) in _IMAGE_STORAGE
-    return isinstance(feature, Image) or feature in TEXT or nested or binary
-
-
-def absolute_paths(paths: Sequence[str | None], folder: str | None, source: str) -> list[str | None]:
-    """Image paths, taken from the one folder of the source's files."""
-    if folder is None and any(path and not os.path.isabs(path) for path in paths):
-        raise DataError(
-            f"Source {source!r}: relative image paths need one folder to start from, but the source's"
-            " files lie in several. Use absolute paths, or one source per folder."
+def _usual(ours: str, feature: Any, of_csv: bool) -> Any:
+    """The type to read a column as; None if it cannot be what it must."""
+    if ours == "image":
+        return _usual_image(feature)
+    if ours in ("caption", "negatives") and isinstance(feature, List | LargeList):
+        inner = _usual_text(feature.feature)
+        return inner and List(inner)
+    kind = getattr(feature, "dtype", "") if isinstance(feature, Value) else ""
+    if ours == "score":
+        if kind.startswith(("float", "int")):
+            return feature
+        # The cells of a CSV file are texts; those that are not numbers are found by their rows.
+        return (
+            Value("float64")
+            if kind.startswith(("uint", "decimal"))
+            else feature
+            if of_csv and feature in TEXT
+            else None
         )
-    return [os.path.join(folder or "", path) if path else path for path in paths]
+    if ours == "id" and "int" in kind:
+        return {"int32": feature, "int64": feature, "uint64": Value("string")}.get(kind, Value("int64"))
+    return None if ours == "negatives" else _usual_text(feature)
 
 
-def missing_files(paths: Sequence[str | None]) -> Iterator[Fault]:
-    """Rows whose image file does not exist. Lists each folder once: much cheaper than a question per file."""
-    listings: dict[str, set[str]] = {}
-    for row, path in enumerate(paths):
-        folder, name = os.path.split(path or "")
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if path and name not in listings[folder]:
-            yield Fault(np.array([row]), "image", f"no image file {path}. Correct the path or remove the row.")
+def _usual_text(feature: Any) -> Any:
+    return feature if feature in TEXT else _LONG_TEXT if feature == Value("string_view") else None
 
 
-def open_image(stored: Mapping[str, Any]) -> tuple[Any, str]:
-    """An image as ``datasets`` stores it: the picture, and a label that is the same for equal pictures everywhere.
-
-    The label is a hash of the encoded bytes, so rows that repeat a picture are recognised whether it lies in the table,
-    in one file or in two. Only a file that is not on this machine goes by its address.
-
-    Raises:
-        OSError, ValueError, SyntaxError: no such file, or no image.
-    """
-    path, content = stored["path"], stored["bytes"]
-    if content is None and path is not None and is_local_path(path):
-        content = Path(path).read_bytes()
-    picture = Image().decode_example({"path": path, "bytes": content})
-    if content is None:
-        return picture, f"path/{path}"
-    return picture, f"bytes/{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+def _usual_image(feature: Any) -> Any:
+    if isinstance(feature, dict) and "bytes" in feature:
+        if "view" in str(feature["bytes"]) or "view" in str(feature.get("path")):
+            return {"bytes": Value("large_binary"), "path": Value("string")}
+        return feature
+    kind = getattr(feature, "dtype", None)
+    if isinstance(feature, Image) or kind in ("binary", "large_binary"):
+        return feature
+    return Value("large_binary") if kind == "binary_view" else _usual_text(feature)
 
 
-def undecodable(path: str | None, error: Exception) -> str:
-    """Why an image's row is broken, with the cure."""
-    words = re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))  # an address in memory is another one in every run
-    return f"the image ({path or 'stored in the row'}) cannot be decoded: {words}. Replace the image or remove the row."
+def usual_values(ours: str, values: Any) -> Any:
+    """A block of a stream's column by the types of ``usual_types``; numbers among texts stay numbers, to be refused."""
+    kind = values.type
+    if ours == "id":  # numbers in one block and texts in the next are labels all the same
+        return values.cast(pa.string())
+    if ours == "score" and (pa.types.is_unsigned_integer(kind) or pa.types.is_decimal(kind)):
+        return values.cast(pa.float64())
+    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = pa.large_string() if kind.value_type == pa.string_view() else kind.value_type
+        return values.cast(pa.list_(inner))
+    return values.cast(pa.large_string()) if kind == pa.string_view() else values

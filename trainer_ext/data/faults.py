@@ -47,7 +47,7 @@ def reported_faults(table: pa.Table, columns: Mapping[str, str]) -> Iterator[Fau
     for row in _rows(faults, lambda chunk: ~_missing(chunk)).tolist():
         place, message = json.loads(faults[row].as_py())
         for ours, theirs in columns.items():
-            if theirs == place or theirs.startswith(f"{place}."):
+            if not place or theirs == place or theirs.startswith(f"{place}."):
                 yield Fault(np.array([row]), ours, message)
                 break
 

@@ -3,7 +3,6 @@
 Nothing is downloaded, except for a source that names a data set of the Hub.
 """
 
-import csv
 import glob
 import os
 import tarfile
@@ -17,19 +16,19 @@ import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json, JsonConfig
-from datasets.utils.file_utils import xopen
 
-from trainer_ext.data.readers import JsonRows, Tars, json_features
+from trainer_ext.data.csv_reader import CsvRows, read_header, separator_of
+from trainer_ext.data.readers import FAULT, JsonRows, Tars, json_features, plain_json
 from trainer_ext.recipe.problems import nearest
 from trainer_ext.recipe.schema import Source
 
-# The name under which ``datasets`` reads files of each ending; tars are read by ``Tars``.
-_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+# The name under which ``datasets`` reads files of each ending; tars and CSV files have readers of our own.
+_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
 _SUFFIXES = {
     "parquet": (".parquet",),
     "arrow": (".arrow",),
     "json": (".jsonl", ".json"),
-    "csv": (".csv",),
+    "csv": (".csv", ".tsv"),
     "webdataset": (".tar",),
     "embedded": (".parquet",),
 }
@@ -129,6 +128,8 @@ class Opened:
             paths = source_files(source)
             self.builder, self.split = _local_builder(source, paths), "train"
             self.files = [str(path) for path in paths]
+            if isinstance(self.builder, Json) and not all(plain_json(str(path)) for path in paths):
+                self.by_lines()
             folders = {path.parent for path in paths}
             self.folder = str(folders.pop().absolute()) if len(folders) == 1 else None
 
@@ -205,33 +206,28 @@ def unreadable(opened: Opened, error: Exception, file: str | None = None) -> Unr
     if isinstance(cause, tarfile.ReadError):
         detail += ". The file is cut short or damaged: copy or download it again."
     source = opened.source
-    if isinstance(cause, UnicodeDecodeError) and isinstance(opened.builder, Csv):
-        return _not_utf8(source, [file] if file else opened.files, detail)
     return Unreadable(f"Source {source.name!r}: {file or opened.name} cannot be read as {source.format}: {detail}")
 
 
-def _not_utf8(source: Source, files: Sequence[str], detail: str) -> Unreadable:
-    """Names the first cell of CSV files that is not UTF-8."""
-    for file in files:
-        with xopen(file, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            header, *rows = [row for row in csv.reader(lines) if row]
-            for number, row in enumerate(rows):
-                for column, cell in zip(header, row, strict=False):
-                    if any("\udc80" <= letter <= "\udcff" for letter in cell):
-                        stored = cell.encode("utf-8", "surrogateescape")
-                        return Unreadable(
-                            f"Source {source.name!r}, {file}, row {number}, column {column!r}: {stored!r} is not UTF-8."
-                            " Convert the file: iconv -f LATIN1 -t UTF-8, if that is what it is."
-                        )
-    return Unreadable(f"Source {source.name!r}: {files[0]} cannot be read as {source.format}: {detail}")
-
-
 def locate_row(source: Source, row: int) -> tuple[str, int]:
-    """File of a row of a loaded source, and its number in there, from 0. Reads files: for messages only."""
+    """File of a row of a loaded source, and its number in there, from 0. Reads each file once: for messages only."""
     if source.format == "hub":
         return f"{source.location} at {source.revision}, split {source.split}", row
     files = source_files(source)
     for path in files[:-1]:
+        rows = _row_count(source, path)
+        if row < rows:
+            return str(path), row
+        row -= rows
+    return str(files[-1]), row
+
+
+_COUNTED: dict[tuple[str, str, int], int] = {}
+
+
+def _row_count(source: Source, path: Path) -> int:
+    place = (source.name, str(path), path.stat().st_mtime_ns)
+    if place not in _COUNTED:
         opened = Opened(source.model_copy(update={"location": glob.escape(str(path)), "format": _format(path)}))
         try:
             prepare(opened)
@@ -239,11 +235,8 @@ def locate_row(source: Source, row: int) -> tuple[str, int]:
             if not opened.by_lines():
                 raise
             prepare(opened)
-        rows = opened.builder.info.splits["train"].num_examples
-        if row < rows:
-            return str(path), row
-        row -= rows
-    return str(files[-1]), row
+        _COUNTED[place] = opened.builder.info.splits["train"].num_examples
+    return _COUNTED[place]
 
 
 def _format(path: Path) -> str:
@@ -253,10 +246,13 @@ def _format(path: Path) -> str:
 def _local_builder(source: Source, files: Sequence[Path]) -> datasets.DatasetBuilder:
     # Names are patterns to ``datasets``; escaped, a bracket in a file name is only a bracket.
     data_files = {"train": [glob.escape(str(path.absolute())) for path in files]}
-    name = _BUILDERS.get(files[0].suffix.lower())
-    if name is None:
-        return Tars(data_files=data_files)
-    options = _csv_options(source, [str(path) for path in files]) if name == "csv" else {}
+    suffix = files[0].suffix.lower()
+    if suffix == ".tar":
+        choices = tuple(name for name in source.columns.values() if ";" in name)
+        return Tars(data_files=data_files, choices=choices)
+    if suffix in _SUFFIXES["csv"]:
+        return CsvRows(data_files=data_files, **_csv_options(source, [str(path) for path in files], source.separator))
+    name, options = _BUILDERS[suffix], {}
     if name == "json":
         # Later versions would put values of several types into JSON of their own, texts in quotes, or take rows for
         # conversations of an agent. Such a file is read by ``JsonRows`` instead.
@@ -285,9 +281,10 @@ def _hub_builder(source: Source) -> datasets.DatasetBuilder:
         builder = loaded()
         if isinstance(builder, Csv):
             # The first file of each split has to do: a header costs a request, and there may be thousands of files.
-            files = [str(files[0]) for files in builder.config.data_files.values()]
-            if all(file.endswith(".csv") for file in files):  # a compressed one cannot be looked into like this
-                builder = loaded(**_csv_options(source, files))
+            data_files = builder.config.data_files
+            files = [str(files[0]) for files in data_files.values()]
+            if all(file.endswith(_SUFFIXES["csv"]) for file in files):  # a compressed one cannot be looked into
+                return CsvRows(data_files=data_files, **_csv_options(source, files, source.separator))
         return builder
     except (DatasetNotFoundError, ValueError, OSError) as error:
         if isinstance(error, DataError):
@@ -298,17 +295,20 @@ def _hub_builder(source: Source) -> datasets.DatasetBuilder:
         ) from error
 
 
-def _csv_options(source: Source, files: Sequence[str]) -> dict[str, Any]:
-    """How CSV files are read: every cell is the text that stands there.
-
-    Types that are guessed, block by block, would make 5 of 00005, and refuse a file whose numbers turn into texts later
-    on. Without ``keep_default_na`` a text such as "null" or "NA" would be missing. Scores become numbers later
-    (``faults.as_numbers``), where a wrong one is found by its row.
+def _csv_options(source: Source, files: Sequence[str], separator: str | None) -> dict[str, Any]:
+    """The separator and the columns of CSV files, each a text. Scores become numbers later (``faults.as_numbers``).
 
     Raises:
         DataError: a file without one of the mapped columns that the first file has.
     """
-    first, *others = [_header(source, file) for file in files]
+    try:
+        if separator is None:
+            separator = separator_of(files[0], list(source.columns.values()), Path(files[0]).suffix.lower())
+        # Unnamed columns are left out; of two with one name the first counts.
+        headers = [[name for name in dict.fromkeys(read_header(file, separator)) if name] for file in files]
+    except (ValueError, OSError) as error:
+        raise DataError(f"Source {source.name!r}: {files[0]} cannot be read as csv: {error}") from error
+    first, *others = headers
     for file, names in zip(files[1:], others, strict=True):
         for ours, theirs in source.columns.items():
             if theirs in first and theirs not in names:
@@ -317,15 +317,5 @@ def _csv_options(source: Source, files: Sequence[str]) -> dict[str, Any]:
                     f" columns are {', '.join(names)}. Rename the column, or make the file a source of its own."
                 )
     names = [name for name in first if all(name in other for other in others)]
-    return {"keep_default_na": False, "features": datasets.Features(dict.fromkeys(names, datasets.Value("string")))}
-
-
-def _header(source: Source, file: str) -> list[str]:
-    """The names of a CSV file's columns. Unnamed columns are left out; of two with one name the first counts."""
-    try:
-        # Whatever is not UTF-8 is found, and named by its row, when the file is read.
-        with xopen(file, "r", encoding="utf-8-sig", errors="replace", newline="") as lines:
-            header = next((row for row in csv.reader(lines) if row), [])
-    except (ValueError, OSError, csv.Error) as error:
-        raise DataError(f"Source {source.name!r}: {file} cannot be read as csv: {error}") from error
-    return [name for name in dict.fromkeys(header) if name]
+    text = datasets.Value("string")
+    return {"sep": separator, "features": datasets.Features(dict.fromkeys([*names, FAULT], text))}

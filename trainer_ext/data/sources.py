@@ -10,16 +10,26 @@
 Images stay undecoded until a step asks for them.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Image
 
 from trainer_ext.data.broken_rows import BrokenRow, BrokenRows, over_budget
-from trainer_ext.data.columns import TEXT, absolute_paths, missing_files, open_image, our_columns, undecodable
+from trainer_ext.data.columns import TEXT, our_columns
 from trainer_ext.data.faults import Fault, as_numbers, find_faults, reported_faults
 from trainer_ext.data.formats import DataError, Opened, Unreadable, locate_row
+from trainer_ext.data.images import (
+    absolute_paths,
+    missing_files,
+    open_image,
+    paths_without_bytes,
+    stored_with_absolute_paths,
+    undecodable,
+)
 from trainer_ext.data.readers import FAULT
 from trainer_ext.data.streams import SourceStream
 from trainer_ext.recipe.schema import Source
@@ -142,25 +152,42 @@ def broken_image(source: Source, dataset: Dataset, index: int, error: Exception)
 
 
 def _as_images(opened: Opened, dataset: Dataset) -> tuple[Dataset, list[Fault]]:
-    """Give the image column the Image feature: decoded when read, from bytes in the row or from a file."""
-    feature = dataset.features["image"]
-    if isinstance(feature, Image):
-        return dataset, []
-    faults: list[Fault] = []
-    if feature in TEXT:
+    """Give the image column the Image feature, with absolute paths, and find the files that are not there."""
+    name, of_hub = opened.source.name, opened.source.format == "hub"
+    if dataset.features["image"] in TEXT and not of_hub:
         dataset = dataset.map(
             _absolute_batch,
             batched=True,
             input_columns=["image"],
-            fn_kwargs={"folder": opened.folder, "source": opened.source.name},
-            desc=f"{opened.source.name}: image paths",
+            fn_kwargs={"folder": opened.folder, "source": name},
+            desc=f"{name}: image paths",
         )
-        faults = list(missing_files(dataset["image"]))
-    return dataset.cast_column("image", Image()), faults
+        return dataset.cast_column("image", Image()), list(missing_files(dataset["image"]))
+    dataset = dataset.cast_column("image", Image())
+    paths = paths_without_bytes(dataset.data.column("image"))
+    if not of_hub and any(path and not os.path.isabs(path) for path in paths):
+        stored = (
+            undecoded(dataset)
+            .with_format("arrow")
+            .map(
+                _absolute_table,
+                batched=True,
+                fn_kwargs={"folder": opened.folder, "source": name},
+                desc=f"{name}: image paths",
+            )
+        )
+        dataset = stored.with_format(None).cast_column("image", Image())
+        paths = paths_without_bytes(dataset.data.column("image"))
+    return dataset, list(missing_files(paths, of_hub))
 
 
 def _absolute_batch(paths: list[str | None], folder: str | None, source: str) -> dict[str, list[str | None]]:
     return {"image": absolute_paths(paths, folder, source)}
+
+
+def _absolute_table(table: pa.Table, folder: str | None, source: str) -> pa.Table:
+    images = stored_with_absolute_paths(table.column("image").combine_chunks(), folder, source)
+    return table.set_column(table.column_names.index("image"), "image", images)
 
 
 def row_count(rows: Rows) -> int | None:

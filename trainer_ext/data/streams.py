@@ -26,16 +26,7 @@ from datasets import ArrowBasedBuilder, Features, Image
 from datasets.packaged_modules.json.json import Json
 
 from trainer_ext.data.broken_rows import BrokenRow, BrokenRows
-from trainer_ext.data.columns import (
-    IMAGE_ERRORS,
-    TEXT,
-    absolute_paths,
-    check_types,
-    mapped_columns,
-    missing_files,
-    open_image,
-    undecodable,
-)
+from trainer_ext.data.columns import mapped_columns, usual_types, usual_values
 from trainer_ext.data.faults import (
     as_numbers,
     concatenated,
@@ -45,6 +36,14 @@ from trainer_ext.data.faults import (
     usual_negatives,
 )
 from trainer_ext.data.formats import READ_ERRORS, DataError, Opened, Unreadable, unreadable
+from trainer_ext.data.images import (
+    IMAGE_ERRORS,
+    missing_files,
+    open_image,
+    paths_without_bytes,
+    stored_with_absolute_paths,
+    undecodable,
+)
 from trainer_ext.data.readers import FAULT, json_features, json_tables
 from trainer_ext.recipe.schema import SHUFFLE_BUFFER, Source
 
@@ -111,6 +110,11 @@ class SourceStream:
         self._windows: Iterator[_Window] | None = None
         self._marks: set[Bookmark] | None = None
 
+    @property
+    def files(self) -> list[str]:
+        """The files that the stream reads, in the order of its shards."""
+        return self._opened.files
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the place it has come to: the copy in a worker starts anew."""
         return {**self.__dict__, "_window": None, "_windows": None}
@@ -142,9 +146,8 @@ class SourceStream:
             features = Features.from_arrow_schema(first.schema)
         columns = mapped_columns(self._opened, features)
         found = {ours: _nested_feature(features, theirs) for ours, theirs in columns.items()}
-        check_types(self._opened, Features(found))
+        usual_types(self._opened, Features(found))
         self._columns = columns
-        self._paths = found.get("image") in TEXT
         self._negatives: int | None = None
         if "negatives" in columns:  # the first rows say how many each must have
             self._negatives = usual_negatives(self._ours(next(self._tables(0))))
@@ -225,8 +228,8 @@ class SourceStream:
     def _usable(self, table: pa.Table, identities: np.ndarray) -> np.ndarray:
         faults = list(reported_faults(table, self.source.columns))
         faults += find_faults(table, [name for name in table.column_names if name != FAULT], self._negatives)
-        if self._paths:
-            faults += missing_files(table.column("image").combine_chunks().field("path").to_pylist())
+        if "image" in table.column_names:
+            faults += missing_files(paths_without_bytes(table.column("image")), self.source.format == "hub")
         broken: set[int] = set()
         for fault in faults:
             for row in fault.rows.tolist():
@@ -305,19 +308,16 @@ class SourceStream:
             found[ours] = flat.column(theirs) if theirs in flat.column_names else pa.nulls(len(table), pa.string())
         if FAULT in table.column_names:
             found[FAULT] = table.column(FAULT)
-        if "id" in found:  # numbers in one block and texts in the next are labels all the same
-            found["id"] = found["id"].cast(pa.string())
+        found |= {ours: usual_values(ours, found[ours]) for ours in self._columns}
         if "image" in found:
             found["image"] = self._stored_images(found["image"])
         return pa.table(found)
 
     def _stored_images(self, column: pa.ChunkedArray) -> pa.Array:
-        if self._paths:
-            paths = absolute_paths(column.to_pylist(), self._opened.folder, self.source.name)
-            column = pa.array(paths, pa.string())
-        else:
-            column = column.combine_chunks()
-        return Image().cast_storage(column)
+        stored = Image().cast_storage(column.combine_chunks())
+        if self.source.format == "hub":
+            return stored
+        return stored_with_absolute_paths(stored, self._opened.folder, self.source.name)
 
     # --- bookmarks -----------------------------------------------------------------------------------------------
 

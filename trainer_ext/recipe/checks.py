@@ -95,6 +95,8 @@ def _format_problems(source: Source) -> Iterator[Problem]:
         for name in ("config", "revision"):
             if getattr(source, name) is not None:
                 yield name, f"is for format hub; {source.format} has no such thing. Take it out."
+    if source.separator is not None and source.format not in ("csv", "imagefolder", "hub"):
+        yield "separator", f"is for format csv; {source.format} has no such thing. Take it out."
     if source.shuffle_buffer is not None and not source.streaming:
         yield "shuffle_buffer", "is for streaming sources; others are shuffled as a whole. Take it out."
 

@@ -137,6 +137,6 @@ def with_source_names(problems: Sequence[Problem], tree: dict[str, Any]) -> list
         found = re.match(r"sources\.(\d+)", path)
         item = sources[int(found[1])] if found else None
         if found and isinstance(item, dict) and "name" in item:
-            path = f"{found[0]} ({item['name']}){path[found.end() :]}"
+            path = f"{found[0]} ({' '.join(str(item['name'])[:60].split())}){path[found.end() :]}"
         named.append((path, message))
     return named

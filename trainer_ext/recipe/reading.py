@@ -132,17 +132,47 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
+# Values of a recipe with its aliases (&name, *name) written out; a few lines of aliases can stand for billions.
+_MAX_VALUES = 100_000
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a document has with its aliases written out."""
+    if id(node) not in sizes:
+        sizes[id(node)] = _MAX_VALUES  # an alias inside of what it names would have no end
+        inner = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
+        if sizes[id(node)] > _MAX_VALUES:
+            raise RecipeError(
+                f"{node.start_mark.name}, line {node.start_mark.line + 1}: with its aliases written out it has more"
+                f" than {_MAX_VALUES:,} values. Write it without aliases."
+            )
+    return sizes[id(node)]
+
+
 def parse_yaml(text: str, origin: str) -> Any:
     """Parse one YAML document; ``origin`` names it in errors.
 
     >>> parse_yaml("{steps: 3, learning_rate: 1e-4}", "example")
     {'steps': 3, 'learning_rate': 0.0001}
     """
-    loader = _StrictLoader(text)
+    try:
+        loader = _StrictLoader(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
     loader.name = origin
     try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _expanded_size(node, {})
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise RecipeError(f"{origin} is nested too deeply to be a recipe.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
         detail = " ".join(str(error).split())
         raise RecipeError(f"{origin} is not valid YAML: {detail}") from error
     finally:

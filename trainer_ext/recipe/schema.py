@@ -15,6 +15,7 @@ A model has five parts. A tower's name also stands for its projection::
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast, get_args
@@ -30,6 +31,17 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"\w([\w .,+@()&'-]{0,98}[\w)'+])?", name):
+        words = "cannot name a file, as it must: begin with a letter or digit, then letters, digits, spaces, .,+-_@&()'"
+        raise PydanticCustomError("name", "{words}", {"words": words})
+    return name
+
+
+# Of a stage or a source: it becomes the name of a folder or file of the run, so it must not lead out of it.
+Name = Annotated[str, AfterValidator(_file_name)]
 
 
 class Strict(BaseModel):
@@ -76,11 +88,12 @@ class Source(Strict):
     ``weight`` is the factor f in P(source) = rows * f / sum (arXiv 2405.20204, training data).
     ``streaming`` reads rows one after the other, without a copy on disk and without knowing how many there are;
     ``shuffle_buffer`` rows at a time are shuffled in memory.
+    ``separator`` stands between the cells of a CSV file; without it the header tells which one it is.
     ``prompts`` are put before the texts of a column.
     ``max_broken_rows`` may be left out, each with its reason in the run's ``broken_rows.jsonl``; one more ends the run.
     """
 
-    name: str
+    name: Name
     task: SourceTask
     location: str
     format: Format
@@ -91,6 +104,7 @@ class Source(Strict):
     revision: str | None = None
     streaming: bool = False
     shuffle_buffer: PositiveInt | None = None
+    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     prompts: dict[str, str] = Field(default_factory=dict)
     max_broken_rows: Annotated[int, Field(ge=0)] = 0
 
@@ -254,7 +268,7 @@ class Stage(Strict):
     5
     """
 
-    name: str
+    name: Name
     steps: PositiveInt
     learning_rate: PositiveFloat
     warmup_steps: Annotated[int, Field(ge=0)] = 0

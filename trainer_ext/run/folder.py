@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer_ext.files import last_whole_checkpoint, partial_path, whole_folder, write_json
+from trainer_ext.files import last_whole_checkpoint, partial_path, readable_as_the_folder, whole_folder, write_json
 from trainer_ext.recipe.recipe import Recipe, recipe_differences
 from trainer_ext.recipe.schema import LOSS_RULES
 
@@ -110,6 +110,8 @@ class RunFolder:
     def save_stage(self, index: int, name: str, save: Callable[[str], None]) -> Path:
         """Save the model at the end of a stage, whole or not at all; ``save`` writes it into a folder."""
         target = self.path / "stages" / f"{index}-{name}"
+        if target.name != f"{index}-{name}":  # recipes refuse such a name; nothing may be written outside the run
+            raise ValueError(f"stage name {name!r} is a path; give a plain name")
         with whole_folder(target) as partial:
             save(str(partial))
         return target
@@ -120,6 +122,7 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             save(str(partial))
+            readable_as_the_folder(partial)
             for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
                 if path.is_dir():
                     shutil.rmtree(self.path / path.name, ignore_errors=True)
@@ -151,7 +154,10 @@ class RunFolder:
         if not (self.path / RUN_FILE).is_file():
             return []
         old = self._readable(lambda: dict(_flat(self._read().get("setup", {}))))
-        return [f"{name}: {old[name]} -> {value}" for name, value in _flat(setup) if old.get(name, value) != value]
+        changed = {name: value for name, value in _flat(setup) if old.get(name, value) != value}
+        for name in [name for name in changed if name.startswith("rows.")]:  # says it all
+            changed.pop(f"content.{name.removeprefix('rows.')}", None)
+        return [f"{name}: {old[name]} -> {value}" for name, value in changed.items()]
 
     def _read(self) -> dict[str, Any]:
         return json.loads((self.path / RUN_FILE).read_text())

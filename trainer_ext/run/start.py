@@ -44,7 +44,7 @@ def initial_model(
         ValueError: no tokenizer, one that does not fit the model's vocabulary, or a tower that does not fit its config.
     """
     start = find_resource("models", recipe.model)
-    tokenizer = _tokenizer(recipe, start, resumed_from)
+    tokenizer = _tokenizer(recipe, start, resumed_from, say)
     if start.is_dir():
         model = JinaCLIPModel.from_pretrained(start, attn_implementation=recipe.attn_implementation)
         _check_vocabulary(tokenizer, model.config)
@@ -72,11 +72,13 @@ def initial_model(
     return model, JinaCLIPProcessor(image_processor, tokenizer)
 
 
-def _tokenizer(recipe: Recipe, start: Path, resumed_from: Path | None) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    recipe: Recipe, start: Path, resumed_from: Path | None, say: Callable[[str], object] | None
+) -> PreTrainedTokenizerBase:
     if resumed_from is not None:
         return _load_tokenizer(resumed_from)
     if isinstance(recipe.tokenizer, TokenizerSpec):
-        return train_wordpiece(training_texts(recipe), recipe.tokenizer.vocab_size)
+        return train_wordpiece(training_texts(recipe), recipe.tokenizer.vocab_size, say)
     if recipe.tokenizer is not None:
         return _load_tokenizer(Path(recipe.tokenizer))
     tower = Path(recipe.initialize.text).expanduser() if recipe.initialize and recipe.initialize.text else start

@@ -4,7 +4,8 @@ import string
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,17 +22,28 @@ from trainer_ext.recipe.recipe import Recipe
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # ALiBi has no limit itself; this is the longest text that JinaBERT was made for.
 MAX_LENGTH = 8192
-# Characters beyond the most frequent ones become [UNK]: a web corpus has thousands that occur once.
+# Letters beyond the most frequent ones become [UNK]: a web corpus has thousands that occur once. So many are always
+# kept; more, where all of them take no more than half of the vocabulary. Chinese has some 6,000 in use.
 ALPHABET = 1000
 _READ_AT_ONCE = 10_000
+# What BertNormalizer puts spaces around: the blocks of CJK ideographs.
+_CHINESE = (
+    *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F)),
+    *((0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
+)
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, say: Callable[[str], object] | None = None
+) -> PreTrainedTokenizerFast:
     """Train a lower-casing BERT-style WordPiece tokenizer of at most ``vocab_size`` entries.
 
     Each distinct text counts once. The same texts, in any order, give the same vocabulary in every process. The trainer
     of ``tokenizers`` alone does not: it numbers the letters inside words in the order of a randomly seeded hash map and
     breaks ties by number. All texts are held in memory.
+
+    Args:
+        say: called with a line that tells the letters kept, and the share of letters in the texts that become [UNK].
 
     Returns:
         A tokenizer that ``AutoTokenizer`` loads without remote code, of ``model_max_length`` 8,192.
@@ -45,7 +57,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """
     texts = list(dict.fromkeys(texts))
     normalizer = BertNormalizer(lowercase=True)
-    letters, inner = _letters(texts, normalizer)
+    counts = _letter_counts(texts, normalizer)
+    letters, inner = _kept_letters(counts, vocab_size)
     if not letters:
         raise ValueError("There are no texts to train a tokenizer on. Check the recipe's training sources.")
     # Numbered here, in sorted order, and not by the hash map.
@@ -66,12 +79,18 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    if say is not None:
+        lost = 1 - sum(counts[letter] for letter in letters) / counts.total()
+        say(
+            f"tokenizer: {tokenizer.get_vocab_size():,} entries, {len(letters):,} of {len(counts):,} letters kept; "
+            f"{lost:.3%} of the letters in the texts are unknown to it"
+        )
     # The vocabulary goes into a fresh tokenizer, where letters are ordinary pieces again and not special tokens.
     return BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=True, model_max_length=MAX_LENGTH)
 
 
-def _letters(texts: Sequence[str], normalizer: BertNormalizer) -> tuple[list[str], list[str]]:
-    """The most frequent letters, and those of them that can stand inside words, both sorted."""
+def _letter_counts(texts: Sequence[str], normalizer: BertNormalizer) -> Counter[str]:
+    """How often each letter occurs, as the normalizer writes it."""
     raw = np.zeros(sys.maxunicode + 1, dtype=np.int64)  # by code point
     for begin in range(0, len(texts), _READ_AT_ONCE):
         codes = np.frombuffer("".join(texts[begin : begin + _READ_AT_ONCE]).encode("utf-32-le"), dtype="<u4")
@@ -81,8 +100,20 @@ def _letters(texts: Sequence[str], normalizer: BertNormalizer) -> tuple[list[str
         for letter in normalizer.normalize_str(chr(code)):
             counts[letter] += int(raw[code])
     del counts[" "]  # all white space became spaces
-    frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))[:ALPHABET]
-    return sorted(frequent), sorted(letter for letter in frequent if not _is_punctuation(letter))
+    return counts
+
+
+def _kept_letters(counts: Counter[str], vocab_size: int) -> tuple[list[str], list[str]]:
+    """The most frequent letters, and those of them that can stand inside words, both sorted."""
+    frequent = sorted(counts, key=lambda letter: (-counts[letter], letter))
+    entries = accumulate(1 if _stands_alone(letter) else 2 for letter in frequent)
+    kept = max(ALPHABET, sum(len(SPECIAL_TOKENS) + needed <= vocab_size // 2 for needed in entries))
+    return sorted(frequent[:kept]), sorted(letter for letter in frequent[:kept] if not _stands_alone(letter))
+
+
+def _stands_alone(letter: str) -> bool:
+    """Whether the letter is always a word of its own: punctuation, and Chinese characters."""
+    return _is_punctuation(letter) or any(first <= ord(letter) <= last for first, last in _CHINESE)
 
 
 def _is_punctuation(letter: str) -> bool:

@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from modeling_jina_clip import JinaCLIPModel
 from trainer_ext.data.broken_rows import BrokenRows
+from trainer_ext.data.fingerprint import fingerprint
 from trainer_ext.data.sources import load_sources, row_count
 from trainer_ext.evaluation.baselines import bm25, chance
 from trainer_ext.evaluation.report import Report
@@ -202,11 +203,13 @@ def setup_of(trainer: JinaCLIPTrainer) -> dict[str, Any]:
 
     The rows of a streaming source are None: they are not counted before they are read.
     """
+    is_main = trainer.is_world_process_zero()  # which alone writes and compares; reading the data once is enough
     return {
         "processes": trainer.args.world_size,
         "mixed_precision": trainer.accelerator.mixed_precision,
         "device": trainer.args.device.type,
         "rows": {name: row_count(rows) for name, rows in trainer.train_dataset.items()},
+        "content": {name: fingerprint(rows) for name, rows in trainer.train_dataset.items()} if is_main else {},
     }
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tests.trainer_ext.source_files import picture_source, png, write_tar
 from tests.trainer_ext.tiny_run import make_processor
 from trainer_ext.data.batches import JointCollator, JointDataset
-from trainer_ext.data.columns import open_image
+from trainer_ext.data.images import open_image
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.sources import load_source, load_sources, row_count
 from trainer_ext.recipe.schema import Side, Source, Stage

@@ -39,12 +39,26 @@ def test_rows_that_come_or_go_are_listed(
     assert setup_in(command)["rows"]["pictures"] == 30
 
 
+def test_rows_that_were_rewritten_are_noticed(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many as before, and other ones: the resumed run would not be the same."""
+    assert main(command) == 0
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "pictures.parquet"))
+    captions = rows["caption"][:]
+    rows = rows.remove_columns("caption").add_column("caption", captions[::-1])
+    rows.to_parquet(tmp_path / "pictures.parquet")
+    assert main([*command, "--resume"]) == 2
+    assert "was started with another setup: content.pictures: " in capsys.readouterr().err
+    assert main([*command, "--resume", "--allow_recipe_change"]) == 0
+
+
 def test_precision_given_by_the_launcher(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(command) == 0
-    assert setup_in(command) | {"rows": None} == {
-        "processes": 1, "mixed_precision": "no", "device": "cpu", "rows": None
+    assert setup_in(command) | {"rows": None, "content": None} == {
+        "processes": 1, "mixed_precision": "no", "device": "cpu", "rows": None, "content": None
     }  # fmt: skip
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert main([*command, "--resume"]) == 2

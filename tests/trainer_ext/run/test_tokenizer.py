@@ -153,3 +153,22 @@ def test_every_caption_of_an_image_counts(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": ["one", "two"]}))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert list(training_texts(load_recipe(tmp_path / "recipe.yaml"))) == ["one", "two"]
+
+
+def test_a_language_of_many_letters_keeps_them() -> None:
+    """2,000 ideographs, each as frequent as the next: none may become [UNK], and no two texts the same ids."""
+    letters = [chr(0x4E00 + n) for n in range(2000)]
+    texts = ["".join(letters[n : n + 8]) for n in range(0, 2000, 2)]
+    said: list[str] = []
+    tokenizer = train_wordpiece(texts, 8000, said.append)
+    ids = tokenizer(texts)["input_ids"]
+    assert not any(tokenizer.unk_token_id in row for row in ids)
+    assert len(set(map(tuple, ids))) == len(set(texts))
+    assert "2,000 of 2,000 letters kept; 0.000% of the letters" in said[0]
+
+
+def test_letters_that_do_not_fit_are_said() -> None:
+    texts = ["".join(chr(0x4E00 + n) for n in range(1500))]
+    said: list[str] = []
+    train_wordpiece(texts, 1100, said.append)
+    assert "1,000 of 1,500 letters kept; 33.333% of the letters" in said[0]

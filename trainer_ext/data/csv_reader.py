@@ -1,0 +1,151 @@
+"""CSV files row by row: every cell is the text that stands there, and a row that does not fit the header is named.
+
+Readers that guess make 5 of 00005, take "NA" for nothing, and a first row with one cell too many for an index, which
+shifts every column. Here the header decides:
+
+- a row with more cells than the header is a fault, unless the extra cells are empty (a comma at each line's end);
+- a row with fewer cells has empty ones;
+- a header one name short, as R writes it beside its row names, makes every row a fault;
+- a cell that is not UTF-8 is a fault of its row; a file in UTF-16 is refused as a whole;
+- a quote that is never closed is an error: it would swallow the rest of the file in silence.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from datasets import Features
+from datasets.builder import Key
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.utils.file_utils import xopen
+from datasets.utils.version import Version
+
+from trainer_ext.data.readers import FAULT, ROWS_AT_ONCE, reported
+
+SEPARATORS = (",", ";", "\t", "|")
+# Characters of one cell. The csv module's own limit, 131,072, is a setting of the whole process.
+MAX_CELL = 2**24
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_NOT_CLOSED = "unexpected end of data"
+
+
+class CsvRows(Csv):
+    """CSV files as tables of ``config.features``, texts all of them. The base has files and shards."""
+
+    VERSION = Version("2.0.0")  # a part of the cache's path: tables that an older reader made are not taken
+
+    def _generate_tables(self, base_files: Any, files_iterables: Any) -> Iterator[tuple[Key, pa.Table]]:
+        for shard, files in enumerate(files_iterables):
+            for file in files:
+                for number, table in enumerate(csv_tables(file, self.config.features, self.config.sep)):
+                    yield Key(shard, number), table
+
+
+def read_header(file: str, separator: str) -> list[str]:
+    """The cells of the first row that is not blank."""
+    return next((cells for _, cells in _records(file, separator)), [])
+
+
+def separator_of(file: str, wanted: Sequence[str], suffix: str) -> str:
+    """The separator that puts most of the ``wanted`` column names into the header; tabs for ``.tsv``."""
+    if suffix == ".tsv":
+        return "\t"
+    return max(SEPARATORS, key=lambda separator: len(set(read_header(file, separator)) & set(wanted)))
+
+
+def csv_tables(file: str, features: Features, separator: str, skip: int = 0) -> Iterator[pa.Table]:
+    """The rows of one file from ``skip`` on, some at a time.
+
+    Raises:
+        ValueError: the file is UTF-16, a cell is longer than ``MAX_CELL``, or a quote is never closed.
+    """
+    records = _records(file, separator)
+    header = next(records, (0, []))[1]
+    names = [name for name in features if name != FAULT]
+    places = {name: header.index(name) for name in names}
+    rows: list[list[str | None]] = []
+    for number, (_, cells) in enumerate(records):
+        if number < skip:
+            continue
+        rows.append(_row(cells, header, places))
+        if len(rows) == ROWS_AT_ONCE:
+            yield _table(rows, names, features)
+            rows = []
+    if rows:
+        yield _table(rows, names, features)
+
+
+def line_of(file: str, row: int, separator: str) -> int:
+    """The line, from 1, on which a row, from 0, begins. Reads the file: for messages only."""
+    records = _records(file, separator)
+    next(records, None)
+    return next((line for number, (line, _) in enumerate(records) if number == row), 0)
+
+
+def _row(cells: list[str], header: list[str], places: dict[str, int]) -> list[str | None]:
+    """The cells of ``places``, and the row's fault."""
+    fault = None
+    if any(cells[len(header) :]):
+        fault = reported(
+            "",
+            f"{len(cells)} cells, but the header names {len(header)} columns, so it is unclear which cell is whose. "
+            "Put a cell that holds the separator in quotes, or name every column.",
+        )
+    values: list[str | None] = []
+    for name, place in places.items():
+        cell = cells[place] if place < len(cells) else None
+        if cell is not None and any("\udc80" <= letter <= "\udcff" for letter in cell):
+            stored = cell.encode("utf-8", "surrogateescape")
+            shown = stored if len(stored) <= 60 else stored[:57] + b"..."
+            fault = fault or reported(
+                name, f"{shown!r} is not UTF-8. Convert the file: iconv -f LATIN1 -t UTF-8, if that is what it is."
+            )
+            cell = None
+        values.append(cell)
+    return [*values, fault]
+
+
+def _table(rows: list[list[str | None]], names: list[str], features: Features) -> pa.Table:
+    columns = dict(zip([*names, FAULT], zip(*rows, strict=True), strict=True))
+    return pa.table({name: pa.array(columns[name], features.arrow_schema.field(name).type) for name in features})
+
+
+def _records(file: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Records that are not blank, each with the line that it begins on, from 1."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
+    with xopen(file, "rb") as start:
+        if start.read(2) in _UTF_16:
+            raise ValueError("it is UTF-16. Convert the file: iconv -f UTF-16 -t UTF-8")
+    held: list[str] = []  # the lines of the record that is being read
+    with xopen(file, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+
+        def kept() -> Iterator[str]:
+            for line in lines:
+                held.append(line)
+                yield line
+
+        reader = csv.reader(kept(), delimiter=separator)
+        before = 0
+        while True:
+            held.clear()
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise ValueError(f"line {before + 1}: {error}") from None
+            if cells is None:
+                return
+            if reader.line_num - before > 1 or not held[-1].endswith(("\n", "\r")):
+                _refuse_open_quote(held, separator, before + 1)
+            if cells:
+                yield before + 1, cells
+            before = reader.line_num
+
+
+def _refuse_open_quote(lines: list[str], separator: str, line: int) -> None:
+    """Only the last record of a file can have a quote that is never closed; the lenient reader would not say so."""
+    try:
+        list(csv.reader(lines, delimiter=separator, strict=True))
+    except csv.Error as error:
+        if str(error) == _NOT_CLOSED:
+            raise ValueError(f"line {line}: a quote is opened and never closed") from None

@@ -1,0 +1,146 @@
+"""Stored images become pictures: files of this machine, opened by the model's own opener, as RGB.
+
+What a cell of the data may name:
+
+- a path is taken from the folder of the source's files; absolute paths, paths with ``..`` and links are followed, since
+  tables often lie beside or away from their pictures. Nothing but a decoded picture is taken from such a file.
+- it must be a regular file: opening a pipe or a device could wait forever.
+- an address (``http://``, ``hf://``, ``data:``, ...) is never opened, whatever a table says.
+- tables of the Hub are somebody else's: there a path without bytes is refused.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from modeling_jina_clip import open_image as open_safely
+from modeling_jina_clip import to_rgb
+from trainer_ext.data.faults import Fault
+from trainer_ext.data.formats import DataError
+
+# What reading an image can raise when it is broken, missing, or too large.
+IMAGE_ERRORS = (OSError, ValueError, TypeError)
+# Beyond this ratio of its sides a picture is a line: fitted to a square, it would be some gigabytes or all padding.
+MAX_RATIO = 500
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
+
+
+def absolute_paths(paths: Sequence[str | None], folder: str | None, source: str) -> list[str | None]:
+    """Image paths, taken from the one folder of the source's files; addresses stay as they are, and are refused later.
+
+    Raises:
+        DataError: relative paths, and no one folder to take them from.
+    """
+    relative = [path for path in paths if path and not os.path.isabs(path) and not _ADDRESS.match(path)]
+    if folder is None and relative:
+        raise DataError(
+            f"Source {source!r}: relative image paths need one folder to start from, but the source's files lie in"
+            f" several ({relative[0]!r}). Use absolute paths, or one source per folder."
+        )
+    return [path if not path or _ADDRESS.match(path) else os.path.join(folder or "", path) for path in paths]
+
+
+def stored_with_absolute_paths(column: pa.Array, folder: str | None, source: str) -> pa.Array:
+    """The same images, those without bytes by absolute paths. ``column`` has the fields ``bytes`` and ``path``."""
+    by_path = pc.is_null(column.field("bytes")).to_numpy(zero_copy_only=False)
+    if not by_path.any():
+        return column
+    paths = np.array(column.field("path").to_pylist(), dtype=object)
+    paths[by_path] = absolute_paths(paths[by_path].tolist(), folder, source)
+    fields = [column.field("bytes"), pa.array(paths.tolist(), pa.string())]
+    return pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=pc.is_null(column))
+
+
+def missing_files(paths: Sequence[str | None], of_hub: bool = False) -> Iterator[Fault]:
+    """Rows whose image is not a file of this machine. Lists each folder once: much cheaper than a question per file.
+
+    Args:
+        of_hub: the table comes from the Hub, so it may not name a file at all.
+    """
+    listings: dict[str, set[str]] = {}
+    for row, path in enumerate(paths):
+        if not path:
+            continue
+        folder, name = os.path.split(path)
+        if of_hub:
+            words = f"the path {_shown(path)} without the image's bytes, and a table of the Hub names no file here."
+            yield Fault(np.array([row]), "image", f"{words} Use a data set that holds its images.")
+            continue
+        if path.lower().startswith("data:"):
+            words = f"{_shown(path)} is a picture written as text. Store its bytes in a parquet table, or in a file."
+            yield Fault(np.array([row]), "image", words)
+            continue
+        if _ADDRESS.match(path):
+            words = f"{_shown(path)} is an address, and training reads files of this machine only. Download the image"
+            yield Fault(np.array([row]), "image", f"{words} and give its path.")
+            continue
+        if folder not in listings:
+            listings[folder] = _regular_files(folder)
+        if name not in listings[folder]:
+            words = f"{path} is no regular file" if os.path.exists(path) else f"no image file {_short(path)}"
+            yield Fault(np.array([row]), "image", f"{words}. Correct the path or remove the row.")
+
+
+def paths_without_bytes(column: pa.ChunkedArray) -> list[str | None]:
+    """The path of each image that has no bytes; None for the others."""
+    found: list[str | None] = []
+    for chunk in column.chunks:
+        by_path = pc.and_(pc.is_null(chunk.field("bytes")), pc.is_valid(chunk))
+        found += pc.if_else(by_path, chunk.field("path"), None).to_pylist()
+    return found
+
+
+def _regular_files(folder: str) -> set[str]:
+    if not os.path.isdir(folder):
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file()}
+
+
+def open_image(stored: Mapping[str, Any]) -> tuple[Image.Image, str]:
+    """An image as ``datasets`` stores it: the picture in RGB, and a label that is the same for equal pictures.
+
+    The label is a hash of the encoded bytes, so rows that repeat a picture are recognised whether it lies in the table,
+    in one file or in two.
+
+    Raises:
+        OSError, ValueError: no such file, an address, no image, or one that cannot be made a square.
+    """
+    path, content = stored["path"], stored["bytes"]
+    if content is None:
+        if path is None:
+            raise ValueError("neither bytes nor a path")
+        if _ADDRESS.match(path):
+            raise ValueError(f"{_shown(path)} is an address, and only files of this machine are read")
+        if not os.path.isfile(path):
+            raise FileNotFoundError("it is no regular file" if os.path.exists(path) else "there is no such file")
+        content = Path(path).read_bytes()
+    picture = Image.fromarray(to_rgb(open_safely(content)))
+    short, long = sorted(picture.size)
+    if long > MAX_RATIO * short:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are a line, not a picture")
+    return picture, f"bytes/{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
+def undecodable(path: str | None, error: Exception) -> str:
+    """Why an image's row is broken, with the cure."""
+    words = re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))  # an address in memory is another one in every run
+    words = " ".join(words.split()).removesuffix(".")
+    return f"the image ({path or 'stored in the row'}) cannot be decoded: {words}. Replace the image or remove the row."
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _short(path: str) -> str:
+    """A path as it is, but of a picture written as base64 only the start."""
+    return path if len(path) <= 1000 else f"{path[:100]}... ({len(path):,} characters)"
