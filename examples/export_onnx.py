@@ -4,7 +4,7 @@
     python examples/export_onnx.py MODEL OUT "a red heart" photo.jpg
 
 MODEL is a checkpoint or a folder of ``hub_upload.py build``; OUT gets ``onnx/text_model.onnx`` and
-``onnx/vision_model.onnx`` (``pip install 'modeling-jina-clip[onnx]'``). Texts and images to embed may follow, by
+``onnx/vision_model.onnx`` (``pip install '.[onnx]'``). Texts and images to embed may follow, by
 default some are made up. To publish the graphs with the model, use ``hub_upload.py build --onnx`` instead.
 """
 

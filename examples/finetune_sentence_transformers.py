@@ -5,7 +5,7 @@
 
 MODEL is a folder of ``hub_upload.py build`` or a Hub name; OUT is a new folder for the result, which
 ``SentenceTransformer(OUT, trust_remote_code=True)`` loads. The pairs are drawings of OpenMoji and their names
-(``pip install 'modeling-jina-clip[demo]'``), or a folder of pictures with a ``metadata.csv`` (columns ``file_name`` and
+(``pip install '.[demo]'``), or a folder of pictures with a ``metadata.csv`` (columns ``file_name`` and
 ``text``), of which every tenth is kept out for measuring. Text retrieval is forgotten this way: see
 ``examples/finetune_folder.py`` for a mix that keeps it.
 """

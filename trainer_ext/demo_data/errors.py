@@ -13,7 +13,7 @@ _PACKAGE_OF_MODULE = {
     "bm25s": "bm25s",
 }
 PACKAGES = tuple(_PACKAGE_OF_MODULE.values())
-_CURE = "pip install 'modeling-jina-clip[demo]'"
+_CURE = "pip install '.[demo]'"
 
 
 class EmbeddedDataError(ValueError):

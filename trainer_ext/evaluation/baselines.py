@@ -53,7 +53,7 @@ class _Index:
         try:
             import bm25s
         except ImportError as error:
-            raise ImportError("The BM25 baseline needs bm25s: pip install 'modeling-jina-clip[demo]'.") from error
+            raise ImportError("The BM25 baseline needs bm25s: pip install '.[demo]'.") from error
         self.tokenize = lambda texts: bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
         self.retriever = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
         self.retriever.index(self.tokenize(texts), show_progress=False)

@@ -290,5 +290,5 @@ def _matplotlib() -> ModuleType:
     try:
         import matplotlib.figure
     except ImportError as error:
-        raise ImportError("The report's pictures need matplotlib: pip install 'modeling-jina-clip[train]'.") from error
+        raise ImportError("The report's pictures need matplotlib: pip install '.[train]'.") from error
     return matplotlib

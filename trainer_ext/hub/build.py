@@ -19,7 +19,7 @@ def build(
     out: str | Path,
     *,
     max_shard_size: str = "5GB",
-    license: str = "apache-2.0",
+    license: str | None = None,
     license_name: str | None = None,
     license_link: str | None = None,
     language: Sequence[str] = (),
@@ -35,9 +35,10 @@ def build(
         out: the new folder. An older one that ``build`` wrote is replaced; anything else is refused.
         max_shard_size: weights above this size are split over several files.
         license: the licence of the weights, as the Hub spells it; "other" for one that it does not list.
+            Without it the card says that none is stated.
         license_name: with "other", its name, such as "my-terms-1.0".
         license_link: with "other", the address of its text.
-        language: codes of the model's languages; by default "en" for a JinaBERT and "multilingual" for an XLM-RoBERTa.
+        language: codes of the model's languages; without them the card names none.
         base_model: names on the Hub of the models it was trained from; by default those found in the run's record.
         notes: a Markdown file with the author's own words for the card; by default ``card_notes.md`` of the
             checkpoint, if it exists, so that every rebuild includes them.

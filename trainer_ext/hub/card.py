@@ -97,7 +97,7 @@ class CardOptions:
         HubFolderError: something the Hub would refuse.
     """
 
-    license: str = "apache-2.0"
+    license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
     language: Sequence[str] = ()
@@ -106,7 +106,10 @@ class CardOptions:
     onnx: bool = False
 
     def __post_init__(self) -> None:
-        check_licence(self.license, self.license_name, self.license_link)
+        if self.license is not None:
+            check_licence(self.license, self.license_name, self.license_link)
+        elif self.license_name or self.license_link:
+            raise HubFolderError("--license_name and --license_link are for a licence of your own; add --license other")
         check_languages(self.language)
         check_base_models(self.base_model)
 
@@ -114,6 +117,8 @@ class CardOptions:
 def read_notes(notes: str | Path | None, checkpoint: Path) -> str:
     """The author's own words: of the file ``notes``, or of ``card_notes.md`` in the checkpoint if there is one."""
     path = checkpoint / NOTES if notes is None else Path(notes)
+    if notes is None and path.is_symlink():
+        raise HubFolderError(f"{path} is a link, whose text would be published; put the file itself there")
     if notes is None and not path.is_file():
         return ""
     try:
@@ -148,7 +153,7 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options:
         license=options.license,
         license_name=options.license_name,
         license_link=options.license_link,
-        language=_one_or_all(list(options.language) or ["multilingual" if second else "en"]),
+        language=_one_or_all(list(options.language)),
         base_model=_one_or_all(record.base_models),
         datasets=record.datasets or None,
         library_name="transformers",
@@ -197,7 +202,7 @@ def _one_or_all(names: list[str]) -> str | list[str] | None:
 
 
 def _licence_text(options: CardOptions) -> str:
-    shown = options.license_name or options.license
+    shown = options.license_name or options.license or "not stated"
     return f"[{shown}]({options.license_link})" if options.license_link else shown
 
 

@@ -40,7 +40,7 @@ def export_onnx(model: Any, folder: str | Path) -> list[Path]:
     import torch
 
     need_libraries()
-    text, vision = model.config.text_config, model.config.vision_config
+    text, vision, dim = model.config.text_config, model.config.vision_config, model.config.truncate_dim
     patch, side = vision.patch_size, vision.image_size // vision.patch_size
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=text.max_position_embeddings)
     # Sizes to trace with. The tracer would fix a size that is 0 or 1, or equals another or the trained one.
@@ -56,9 +56,13 @@ def export_onnx(model: Any, folder: str | Path) -> list[Path]:
     (Path(folder) / "onnx").mkdir(parents=True, exist_ok=True)
     places = {0: batch, 1: length}
     inputs = {"input_ids": ids, "attention_mask": mask}
-    written = [_export(model.text_model, inputs, dict.fromkeys(inputs, places), "text_embeds", Path(folder) / TEXT)]
+    written = [
+        _export(model.text_model, inputs, dict.fromkeys(inputs, places), "text_embeds", Path(folder) / TEXT, dim)
+    ]
     inputs = {"pixel_values": torch.zeros(3, vision.num_channels, height, width)}
-    written += [_export(model.vision_model, inputs, {"pixel_values": sizes}, "image_embeds", Path(folder) / VISION)]
+    written += [
+        _export(model.vision_model, inputs, {"pixel_values": sizes}, "image_embeds", Path(folder) / VISION, dim)
+    ]
     return written
 
 
@@ -67,10 +71,12 @@ def need_libraries() -> None:
     import importlib.util
 
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
-        raise HubFolderError(f"{', '.join(missing)} not installed; run `pip install 'modeling-jina-clip[onnx]'`")
+        raise HubFolderError(f"{', '.join(missing)} not installed; run `pip install '.[onnx]'`")
 
 
-def _export(tower: Any, inputs: dict[str, Any], shapes: dict[str, Any], output: str, path: Path) -> Path:
+def _export(
+    tower: Any, inputs: dict[str, Any], shapes: dict[str, Any], output: str, path: Path, dim: int | None
+) -> Path:
     """Record one tower with free sizes, translate the record, and write it without the machine's paths."""
     import torch
     from torch import nn
@@ -83,7 +89,7 @@ def _export(tower: Any, inputs: dict[str, Any], shapes: dict[str, Any], output: 
 
         def forward(self, *values: torch.Tensor) -> torch.Tensor:
             features = dict(zip(inputs, values, strict=True))
-            return nn.functional.normalize(self.tower(**features).pooler_output, dim=-1)
+            return nn.functional.normalize(self.tower(**features).pooler_output[:, :dim], dim=-1)
 
     log = logging.getLogger("torch.onnx._internal.exporter")
     level = log.level

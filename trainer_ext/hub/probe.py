@@ -123,9 +123,9 @@ def probe(folder: Path, snippets: Path, reply: Path) -> None:
     arrays |= {f"AutoImageProcessor, AutoTokenizer/{name}": found[name] for name in ("texts", "images")}
     encoder = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}, **trusted)
     for name, inputs in {"encode_text": texts, "encode_image": images, "mixed": [*texts, *images]}.items():
-        arrays[f"SentenceTransformer/{name}"] = encoder.encode(inputs, normalize_embeddings=True)
+        arrays[f"SentenceTransformer/{name}"] = encoder.encode(inputs)
     for task in tasks(model):
-        arrays[f"SentenceTransformer/task {task}"] = encoder.encode(texts, prompt_name=task, normalize_embeddings=True)
+        arrays[f"SentenceTransformer/task {task}"] = encoder.encode(texts, prompt_name=task)
     classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu", **exact)
     chances = {answer["label"]: answer["score"] for answer in classify(images[0], texts, hypothesis_template="{}")}
     arrays["zero-shot-image-classification/probabilities"] = np.array([chances[text] for text in texts])

@@ -3,6 +3,7 @@
 Paths of the machine stay out: a local source is "local CSV files", a local model "a checkpoint that is not named here".
 """
 
+import html
 import math
 import re
 from collections.abc import Sequence
@@ -62,6 +63,8 @@ class RunRecord:
 
 
 def _read(path: Path) -> Any:
+    if path.is_symlink():
+        raise HubFolderError(f"{path} is a link, whose content would be published; put the file itself there")
     try:
         return read_json(path) if path.is_file() else None
     except ValueError as error:
@@ -81,7 +84,8 @@ def table(*rows: list[Any]) -> str:
     | --- | --- |
     | 1 | x\\|y |
     """
-    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    # Names of stages and runs are their authors' words: a card shows them, and does not run them as HTML.
+    lines = [[html.escape(str(cell), quote=False).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
@@ -168,13 +172,17 @@ def _data(recipe: dict[str, Any], shares: dict[str, Any]) -> tuple[str, list[str
     return table(head, *rows), list(dict.fromkeys(datasets))
 
 
+# Of the data that Python packages carry: drawings, and texts.
+EMBEDDED_LICENCES = "OpenMoji: CC BY-SA 4.0; GCIDE: GPL-3.0-or-later"
+
+
 def _where(source: dict[str, Any]) -> str:
     """The kind of place, and its name if it is public."""
     kind, name = source["format"], source["location"]
     if kind == "hub":
         return f"[{name}](https://huggingface.co/datasets/{name}), commit `{source['revision'][:8]}`"
     if kind == "embedded":
-        return f"packaged table `{name}`"
+        return f"packaged table `{name}` ({EMBEDDED_LICENCES})"
     return f"local {FORMATS.get(kind, kind)} files"
 
 

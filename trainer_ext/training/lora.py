@@ -70,7 +70,7 @@ def add_lora(model: JinaCLIPModel, spec: LoraSpec) -> None:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ImportError("lora needs PEFT; install it with: pip install 'modeling-jina-clip[peft]'") from error
+        raise ImportError("lora needs PEFT; install it with: pip install '.[peft]'") from error
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank

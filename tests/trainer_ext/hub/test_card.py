@@ -12,7 +12,7 @@ from hub_upload import HubFolderError, build, verify
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from tests.hub_checkpoint import TOKEN, finished_run, run_record, v2_checkpoint
 from tests.loopback_card_rules import card_errors
-from trainer_ext.hub.run_record import dataset_slug
+from trainer_ext.hub.run_record import dataset_slug, table
 from trainer_ext.recipe.recipe import load_recipe
 
 
@@ -43,7 +43,8 @@ def test_card_shows_the_measured_table(built: Path) -> None:
     }
     metadata = yaml.safe_load(card.content.split("---")[1])
     assert metadata["model-index"][0]["name"] == "tiny-clip"
-    assert metadata["license"] == "apache-2.0"
+    assert "license" not in metadata  # nobody stated one
+    assert "language" not in metadata
     assert "2405.20204" in card.text
 
 
@@ -175,7 +176,7 @@ def test_towers_that_start_from_checkpoints_are_told(golden: Path, base: Path, t
 def test_card_lists_the_data_that_the_run_took(checkpoint: Path, golden: Path, tmp_path: Path) -> None:
     plain = (build(checkpoint, tmp_path / "out") / "README.md").read_text()
     assert "From random weights, preset `openmoji-small`." in plain
-    assert "| openmoji-short | image-text | packaged table `openmoji/short_captions` |" in plain
+    assert "| openmoji-short | image-text | packaged table `openmoji/short_captions` (OpenMoji: CC BY-SA 4.0; " in plain
     hub = "{name: photos, task: image-text, format: hub, location: me/photos, revision: '" + "a1" * 20 + "', "
     checkpoint = with_run(
         golden, tmp_path / "run", "finetune", f"model={golden / 'tiny_model'}", "sources.texts.location=pairs.csv",
@@ -225,7 +226,7 @@ def test_languages_are_the_authors_or_the_text_towers(golden: Path, checkpoint: 
     assert "arXiv:2405.20204" in second
     assert "arXiv:2412.08802" in second
     assert "| `retrieval.query` | `Find \\| {it}: ` |" in second
-    assert ModelCard(second).data.language == "multilingual"
+    assert ModelCard(second).data.language is None  # nobody stated them
     assert card_errors(second) == []
 
 
@@ -261,3 +262,18 @@ def test_programs_in_the_notes_are_not_run_by_verify(
     folder = build(golden / "tiny_model", tmp_path / "out", notes=notes)
     assert verify(folder) == []
     assert "the card's 2 snippets run; 1 of its author's were not run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["card_notes.md", "run.json", "metrics.json"])
+def test_links_are_not_followed_into_the_card(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    """A card is public; a link in a folder from elsewhere may lead to any file of this machine."""
+    folder = shutil.copytree(checkpoint, tmp_path / "run")
+    (tmp_path / "secret").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(HubFolderError, match=rf"{name} is a link"):
+        build(folder, tmp_path / "out")
+
+
+def test_names_are_shown_and_not_run() -> None:
+    assert table(["stage"], ["<img src=x onerror=alert(1)>"]).endswith("| &lt;img src=x onerror=alert(1)&gt; |")
