@@ -6,7 +6,7 @@ What a cell of the data may name:
   tables often lie beside or away from their pictures. Nothing but a decoded picture is taken from such a file.
 - it must be a regular file: opening a pipe or a device could wait forever.
 - an address (``http://``, ``hf://``, ``data:``, ...) is never opened, whatever a table says.
-- tables of the Hub are somebody else's: there a path without bytes is refused.
+- tables of the Hub are somebody else's: there a path is refused, unless it is a downloaded file of that data set.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from huggingface_hub import constants
 from PIL import Image
 
 from modeling_jina_clip import open_image as open_safely
@@ -59,18 +60,18 @@ def stored_with_absolute_paths(column: pa.Array, folder: str | None, source: str
     return pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=pc.is_null(column))
 
 
-def missing_files(paths: Sequence[str | None], of_hub: bool = False) -> Iterator[Fault]:
+def missing_files(paths: Sequence[str | None], of_hub: str | None = None) -> Iterator[Fault]:
     """Rows whose image is not a file of this machine. Lists each folder once: much cheaper than a question per file.
 
     Args:
-        of_hub: the table comes from the Hub, so it may not name a file at all.
+        of_hub: the data set of the Hub that the table comes from; it may name its own downloaded files alone.
     """
     listings: dict[str, set[str]] = {}
     for row, path in enumerate(paths):
         if not path:
             continue
         folder, name = os.path.split(path)
-        if of_hub:
+        if of_hub and not _is_downloaded(path, of_hub):
             words = f"the path {_shown(path)} without the image's bytes, and a table of the Hub names no file here."
             yield Fault(np.array([row]), "image", f"{words} Use a data set that holds its images.")
             continue
@@ -96,6 +97,12 @@ def paths_without_bytes(column: pa.ChunkedArray) -> list[str | None]:
         by_path = pc.and_(pc.is_null(chunk.field("bytes")), pc.is_valid(chunk))
         found += pc.if_else(by_path, chunk.field("path"), None).to_pylist()
     return found
+
+
+def _is_downloaded(path: str, dataset: str) -> bool:
+    """Whether the file lies where the Hub's client keeps this data set, as the pictures of an image folder do."""
+    kept = os.path.join(constants.HF_HUB_CACHE, f"datasets--{dataset.replace('/', '--')}", "")
+    return os.path.abspath(path).startswith(os.path.abspath(kept) + os.sep)
 
 
 def _regular_files(folder: str) -> set[str]:

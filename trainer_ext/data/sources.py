@@ -153,7 +153,8 @@ def broken_image(source: Source, dataset: Dataset, index: int, error: Exception)
 
 def _as_images(opened: Opened, dataset: Dataset) -> tuple[Dataset, list[Fault]]:
     """Give the image column the Image feature, with absolute paths, and find the files that are not there."""
-    name, of_hub = opened.source.name, opened.source.format == "hub"
+    source = opened.source
+    name, of_hub = source.name, source.location if source.format == "hub" else None
     if dataset.features["image"] in TEXT and not of_hub:
         dataset = dataset.map(
             _absolute_batch,

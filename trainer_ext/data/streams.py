@@ -229,7 +229,8 @@ class SourceStream:
         faults = list(reported_faults(table, self.source.columns))
         faults += find_faults(table, [name for name in table.column_names if name != FAULT], self._negatives)
         if "image" in table.column_names:
-            faults += missing_files(paths_without_bytes(table.column("image")), self.source.format == "hub")
+            dataset = self.source.location if self.source.format == "hub" else None
+            faults += missing_files(paths_without_bytes(table.column("image")), dataset)
         broken: set[int] = set()
         for fault in faults:
             for row in fault.rows.tolist():

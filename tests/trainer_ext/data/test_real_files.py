@@ -25,6 +25,7 @@ from tests.trainer_ext.source_files import PAIR_COLUMNS, pair_source, picture_so
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.fingerprint import fingerprint
 from trainer_ext.data.formats import DataError
+from trainer_ext.data.images import missing_files
 from trainer_ext.data.sources import load_source, load_sources
 
 BOTH = pytest.mark.parametrize("streaming", [False, True], ids=["stored", "streaming"])
@@ -461,3 +462,15 @@ def test_the_tar_reader_and_json_agree(tmp_path: Path) -> None:
         tar.addfile(entry, io.BytesIO(content))
     columns = {"query": "json.q", "positive": "json.a"}
     assert texts(pair_source(tmp_path / "rows.tar", "webdataset", columns=columns), 1) == [("one", "1")]
+
+
+def test_tables_of_the_hub_name_their_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    own = tmp_path / "hub" / "datasets--me--photos" / "snapshots" / "1" / "x.png"
+    own.parent.mkdir(parents=True)
+    other = tmp_path / "hub" / "datasets--me--photos-2" / "x.png"
+    other.parent.mkdir(parents=True)
+    for path in (own, other, tmp_path / "secret.png"):
+        path.write_bytes(png(1))
+    paths = [str(own), str(other), str(own.parent / "../../../../secret.png"), str(tmp_path / "secret.png"), "x.png"]
+    assert [fault.rows.tolist() for fault in missing_files(paths, "me/photos")] == [[1], [2], [3], [4]]
