@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -50,7 +51,10 @@ TOKENS_PER_ROW = 128
 # On a CPU, 32 rows of this many tokens keep all cores busy, and smaller matrices fit its caches.
 TOKENS_PER_ROW_CPU = 32
 DEFAULT_MAX_LENGTH = 512
-_MODES = threading.Lock()  # guards the number of encoding threads of every model
+# Of each model that is encoding: the number of threads, and the mode to return to after the last. Not an attribute of
+# the model: a copy or a pickle that is made meanwhile would have it, too.
+_ENCODING: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+_MODES = threading.Lock()
 
 
 _PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
@@ -244,8 +248,6 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
 
     _processor: Any = None
     _origin: ModelOrigin | None = None
-    _encoders = 0  # threads that encode right now, and the mode to return to after the last
-    _mode_after = False
 
     def __init__(self, config: JinaCLIPConfig):
         super().__init__(config)
@@ -485,8 +487,8 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``; while some thread encodes, it takes effect when the last one has finished."""
         with _MODES:
-            if self._encoders:
-                self._mode_after = mode
+            if self in _ENCODING:
+                _ENCODING[self] = (_ENCODING[self][0], mode)
                 return self
         return super().train(mode)
 
@@ -496,17 +498,19 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         if device is not None:
             self.to(device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
         with _MODES:
-            if not self._encoders:
-                self._mode_after = self.training
+            threads, mode = _ENCODING.get(self, (0, self.training))
+            if not threads:
                 super().train(False)
-            self._encoders += 1
+            _ENCODING[self] = (threads + 1, mode)
         try:
             yield
         finally:
             with _MODES:
-                self._encoders -= 1
-                if not self._encoders:
-                    super().train(self._mode_after)
+                threads, mode = _ENCODING.pop(self)
+                if threads > 1:
+                    _ENCODING[self] = (threads - 1, mode)
+                else:
+                    super().train(mode)
 
     def _bar(self, number: int | None, wanted: bool | None) -> tqdm:
         show = logger.getEffectiveLevel() <= logging.INFO if wanted is None else wanted

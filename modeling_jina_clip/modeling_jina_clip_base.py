@@ -391,8 +391,8 @@ def raise_on_non_finite(model: nn.Module, source: str) -> None:
     if bad:
         shown = ", ".join(bad[:6]) + (f" and {len(bad) - 6} more" if len(bad) > 6 else "")
         raise ValueError(
-            f"{len(bad)} weights of {source!r} hold NaN or infinity: {shown}. The file is damaged or the training that "
-            "wrote it diverged: fetch it again, or take an earlier checkpoint"
+            f"{source!r} holds NaN or infinity in {len(bad)} of its weights: {shown}. The file is damaged or the "
+            "training that wrote it diverged: fetch it again, or take an earlier checkpoint"
         )
 
 

@@ -1,6 +1,8 @@
 """Several threads on one model: every result is that of a thread alone."""
 
-from collections.abc import Callable
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,19 @@ def test_the_mode_is_restored_and_decides_nothing(golden: Path) -> None:
     assert all(module.training for module in model.modules())
     model.eval()
     together(lambda: model.encode_text(LONG), lambda: model.encode_text(LONG), rounds=5)
+    assert not model.training
+
+
+def test_a_copy_made_while_encoding_is_a_model_of_its_own(model: JinaCLIPModel) -> None:
+    copies: list[JinaCLIPModel] = []
+
+    def texts() -> Iterator[str]:
+        yield "one"
+        copies.append(copy.deepcopy(model).train())
+        copies.append(pickle.loads(pickle.dumps(model)).train())  # noqa: S301
+
+    model.encode_text(texts())
+    assert [one.training for one in copies] == [True, True]
     assert not model.training
 
 

@@ -1,9 +1,9 @@
 """What the data of a source are, as one hash: a resumed run would take other steps from rewritten files.
 
-Of loaded rows every text, number and path counts, and of every picture in the table the length of its bytes; of
-picture files, the sizes (of ``FILES`` of them, evenly spaced, where there are more). Reading the pictures themselves
-would take as long as an epoch. A streaming source has not been read, so its files count by name, size, and their first
-and last bytes. A data set of the Hub is fixed by its commit.
+Of loaded rows every text, number and path counts, and of every picture in the table the length and the last bytes,
+where compressed pixels and checksums lie; of picture files the same (of ``FILES`` of them, evenly spaced, where there
+are more). Reading all of the pictures would take as long as an epoch. A streaming source has not been read, so its
+files count by name, size, and ``BLOCKS`` pieces spread over them. A data set of the Hub is fixed by its commit.
 """
 
 import hashlib
@@ -21,7 +21,11 @@ from trainer_ext.data.streams import SourceStream
 
 FILES = 10_000
 _ROWS_AT_ONCE = 10_000
-_EDGE = 2**16
+# Of a streaming source's file: pieces that are read, and the bytes of each.
+BLOCKS = 64
+_BLOCK = 2**16
+# Of a picture: bytes at its end.
+_END = 64
 
 
 def fingerprint(rows: Dataset | SourceStream) -> str:
@@ -51,9 +55,9 @@ def _of_file(path: Path) -> Iterable[bytes]:
     size = path.stat().st_size
     yield f"{path.name}/{size}".encode()
     with path.open("rb") as file:
-        yield file.read(_EDGE)
-        file.seek(max(0, size - _EDGE))
-        yield file.read(_EDGE)
+        for start in np.unique(np.linspace(0, max(0, size - _BLOCK), BLOCKS).astype(np.int64)).tolist():
+            file.seek(start)
+            yield file.read(_BLOCK)
 
 
 def _of_values(values: Any, of_image: bool) -> Iterable[bytes]:
@@ -61,9 +65,11 @@ def _of_values(values: Any, of_image: bool) -> Iterable[bytes]:
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks)
     if of_image:
-        yield _numbers(pc.binary_length(values.field("bytes")))
+        content = values.field("bytes")
+        yield _numbers(pc.binary_length(content))
+        yield b"".join(end or b"" for end in pc.binary_slice(content, -_END).to_pylist())
         paths = values.field("path").filter(pc.is_null(values.field("bytes"))).to_pylist()
-        yield from (f"{os.path.basename(path)}/{_size(path)}".encode() for path in _evenly(paths) if path)
+        yield from (os.path.basename(path).encode() + _end(path) for path in _evenly(paths) if path)
     elif pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
         yield _numbers(pc.list_value_length(values))
         yield from _of_values(pc.list_flatten(values), of_image)
@@ -84,5 +90,11 @@ def _evenly(paths: list[str | None]) -> list[str | None]:
     return [paths[place] for place in np.linspace(0, len(paths) - 1, FILES).astype(int)]
 
 
-def _size(path: str) -> int:
-    return os.stat(path).st_size if os.path.isfile(path) else -1
+def _end(path: str) -> bytes:
+    """Size and last bytes of a file; nothing of one that is not there, which is a broken row."""
+    if not os.path.isfile(path):
+        return b""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END))
+        return f"/{size}/".encode() + file.read()

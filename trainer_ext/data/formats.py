@@ -283,8 +283,12 @@ def _hub_builder(source: Source) -> datasets.DatasetBuilder:
             # The first file of each split has to do: a header costs a request, and there may be thousands of files.
             data_files = builder.config.data_files
             files = [str(files[0]) for files in data_files.values()]
-            if all(file.endswith(_SUFFIXES["csv"]) for file in files):  # a compressed one cannot be looked into
-                return CsvRows(data_files=data_files, **_csv_options(source, files, source.separator))
+            if not all(file.endswith(_SUFFIXES["csv"]) for file in files):
+                raise DataError(  # pandas would read it, and shift every column of a file whose first row is too long
+                    f"Source {source.name!r}: {files[0]} is a compressed CSV file, which is not read. Use a data set of"
+                    " parquet files, or download and unpack it."
+                )
+            return CsvRows(data_files=data_files, **_csv_options(source, files, source.separator))
         return builder
     except (DatasetNotFoundError, ValueError, OSError) as error:
         if isinstance(error, DataError):

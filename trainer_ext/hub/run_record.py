@@ -89,6 +89,15 @@ def table(*rows: list[Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
+def as_code(name: Any) -> str:
+    """A name from a run's record as Markdown code on one line, which runs nothing whatever the name holds.
+
+    >>> as_code("a `<b>\\nc")
+    "`a '<b> c`"
+    """
+    return f"`{' '.join(str(name).replace('`', chr(39)).split())}`"
+
+
 # --- training ------------------------------------------------------------------------------------------------------
 def _training_text(run: dict[str, Any], base_models: list[str], average: bool) -> str:
     """Recipe, commit, start, stages and methods of the run."""
@@ -116,7 +125,7 @@ def _training_text(run: dict[str, Any], base_models: list[str], average: bool) -
         methods.append(f"Gradient cache: whole batches as negatives, embedded in chunks of {chunk} rows.")
     if average:
         methods.append(f"The weights are the run's moving average (decay {training['ema_decay']:g}).")
-    first = f"Recipe `{recipe['name']}`, seed {recipe['seed']}, commit `{commit}`."
+    first = f"Recipe {as_code(recipe['name'])}, seed {recipe['seed']}, commit {as_code(commit)}."
     return f"{' '.join([first, *methods])}\n\n{table(*rows)}"
 
 
@@ -124,9 +133,9 @@ def _start(recipe: dict[str, Any], base_models: list[str]) -> str:
     """Where the weights of the first step came from."""
     places = _places(recipe)
     if not places:
-        preset = "" if "/" in recipe["model"] else f", preset `{recipe['model']}`"
+        preset = "" if "/" in recipe["model"] else f", preset {as_code(recipe['model'])}"
         return f"From random weights{preset}."
-    named = [f"`{name}`" for name in base_models]
+    named = [as_code(name) for name in base_models]
     if len(named) < len(places):
         named.append("a checkpoint that is not named here" if not named else "another that is not named here")
     towers = [key for key, value in (recipe.get("initialize") or {}).items() if value]

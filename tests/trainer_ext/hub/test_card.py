@@ -12,7 +12,7 @@ from hub_upload import HubFolderError, build, verify
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from tests.hub_checkpoint import TOKEN, finished_run, run_record, v2_checkpoint
 from tests.loopback_card_rules import card_errors
-from trainer_ext.hub.run_record import dataset_slug, table
+from trainer_ext.hub.run_record import as_code, dataset_slug, table
 from trainer_ext.recipe.recipe import load_recipe
 
 
@@ -276,4 +276,5 @@ def test_links_are_not_followed_into_the_card(checkpoint: Path, tmp_path: Path, 
 
 
 def test_names_are_shown_and_not_run() -> None:
+    assert as_code("x` <img src=x onerror=alert(1)>\n# y") == "`x' <img src=x onerror=alert(1)> # y`"
     assert table(["stage"], ["<img src=x onerror=alert(1)>"]).endswith("| &lt;img src=x onerror=alert(1)&gt; |")

@@ -117,7 +117,7 @@ def spoil_weights(folder: Path, value: float) -> None:
         (lambda f: (f / "config.json").unlink(), "no config.json"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "does not load"),
         (lambda f: (f / "model.safetensors").write_bytes(b"torn"), "does not load"),
-        (lambda f: spoil_weights(f, float("nan")), r"hold NaN or infinity: logit_scale"),
+        (lambda f: spoil_weights(f, float("nan")), r"holds NaN or infinity in 1 of its weights: logit_scale"),
         (lambda f: (f / "metrics.json").write_text('{"rows": 3}'), "not the trainer's"),
         (lambda f: (f / "run.json").write_text("{"), "not the trainer's"),
         (lambda f: (f / "metrics.json").write_text(json.dumps({"rows": [], "note": TOKEN})), "metrics.json.*secret"),
