@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": BELOW_TRAINING,
     "run": BELOW_TRAINING | {"demo_data", "evaluation", "training"},
     "hub": {"files", "sentence_files", FACE},
-    "__main__": {"run", "evaluation"},
+    "commands": BELOW_TRAINING | {"demo_data", "evaluation", "training", "run"},
+    "__main__": {"run", "commands"},
     "__init__": {"recipe", "data", "losses", "training", "run"},
 }
 OURS = {"modeling_jina_clip", "trainer_ext", "hub_upload", "examples", "tests", "configuration", "benchmarks"}

@@ -1,13 +1,14 @@
 """The command line: ``python -m trainer_ext RECIPE.yaml --output_dir DIR [--resume] [dotted.key=value ...]``.
 
 It reads the arguments, calls ``trainer_ext.train``, and turns errors into one line each. ``trainer_ext/run/train.py``
-is the run itself.
+is the run itself. The word ``train`` may stand before the recipe; other commands are those of ``trainer_ext.commands``.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
+from trainer_ext.commands import COMMANDS, run_command
 from trainer_ext.run.failures import explain
 from trainer_ext.run.train import train
 
@@ -15,7 +16,9 @@ from trainer_ext.run.train import train
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options and overrides in any order."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer_ext", description="Train a Jina CLIP model through all stages of a recipe."
+        prog="python -m trainer_ext",
+        description="Train a Jina CLIP model through all stages of a recipe.",
+        epilog=f"Other commands, each with its own --help: {', '.join(COMMANDS)}." if COMMANDS else None,
     )
     parser.add_argument("recipe", help="a recipe file, or the name of a packaged one, for example openmoji")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="for example stages.0.steps=12")
@@ -30,6 +33,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 after an error, 130 after Ctrl-C."""
     command = list(sys.argv[1:] if arguments is None else arguments)
+    if command and command[0] in COMMANDS:
+        return run_command(COMMANDS[command[0]], command[1:])
+    if command and command[0] == "train":
+        command = command[1:]
     options = parse(command)
     try:
         train(

@@ -130,7 +130,7 @@ def test_a_missing_package_is_named_with_the_cure(
     module: str, small_packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # what Python itself does for a module that cannot be imported
-    with pytest.raises(EmbeddedDataError, match=rf"{module}.*pip install 'modeling-jina-clip\[demo\]'"):
+    with pytest.raises(EmbeddedDataError, match=rf"{module}.*pip install '\.\[demo\]'"):
         prepare(tmp_path / "cache", progress=False)
     assert left_behind(tmp_path / "cache") == []
 

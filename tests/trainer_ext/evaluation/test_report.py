@@ -138,7 +138,7 @@ def test_an_empty_report_can_be_saved(tmp_path):
 def test_missing_matplotlib_is_named_with_its_cure(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'modeling-jina-clip\[train\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[train\]'"):
         filled(tmp_path).save()
 
 

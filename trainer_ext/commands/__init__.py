@@ -1,0 +1,12 @@
+"""The commands beside training: ``python -m trainer_ext COMMAND ...``, or ``jina-clip COMMAND ...``.
+
+One file a command, with two functions: ``parser()`` gives its arguments, ``work(options)`` does it and returns the exit
+code: 0, or 1 where something was found or became worse. ``frame`` runs both and turns errors into one line and code 2.
+"""
+
+from trainer_ext.commands.frame import run_command
+
+# Name -> its file. A line here is all that a new command needs.
+COMMANDS: dict[str, str] = {}
+
+__all__ = ["COMMANDS", "run_command"]
