@@ -26,9 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_jina_clip import TEXT_REPOSITORIES, JinaCLIPConfig, JinaCLIPTextConfig, JinaCLIPVisionConfig
 from .modeling_jina_clip_vision import resize_position_embedding, rope_tables
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ _VISION = r"(?:visual\.trunk\.|vision_model\.|visual\.)?"
 _LAYER = r"encoder\.layers?\.(\d+)\."
 _SCALES = r"logit_(?:scale|bias)"
 # Names that a whole CLIP file has beside the requested tower. They never match that tower's own names.
-_VISION_SIDE = rf"(?:visual|vision_model)\..*|{_SCALES}"
+_PROJECTIONS = r"(?:text|visual)_projection\..*"  # of the whole model: they belong to its pair of towers
+_VISION_SIDE = rf"(?:visual|vision_model)\..*|{_SCALES}|{_PROJECTIONS}"
+_TEXT_PROJECTION = r"(?:text_model\.)?proj\.((?:[02]\.)?(?:weight|bias))"  # of the tower itself
 _TEXT_SIDE = (
     r"(?:text|text_model|textual|token_embedding|ln_final|transformer\.resblocks)\..*"
-    rf"|positional_embedding|text_projection|attn_mask|{_SCALES}"
+    rf"|positional_embedding|text_projection|attn_mask|{_SCALES}|{_PROJECTIONS}"
 )
 
 # JinaBERT (arXiv 2310.19923) with the names of BERT, with or without a masked-language-model head.
@@ -81,6 +86,7 @@ JINA_BERT = [
     ),
     Rule(_TEXT + _LAYER + r"mlp\.(gated_layers|wo)\.(weight|bias)", (r"transformer.encoder.layers.\1.mlp.\2.\3",)),
     Rule(_TEXT + _LAYER + r"mixer\.Wqkv\.(weight|bias)", (r"transformer.encoder.layers.\1.mixer.Wqkv.\2",)),
+    Rule(_TEXT_PROJECTION, (r"proj.\1",)),
     Rule(_TEXT + r"(?:pooler|cls|lm_head|classifier)\..*"),
     Rule(_TEXT + r"(?:embeddings\.position_ids|encoder\.alibi|.*\.alibi.*)"),
     Rule(_VISION_SIDE),
@@ -91,6 +97,7 @@ JINA_XLM_ROBERTA = [
     Rule(
         r"(?:(?:text_model\.)?transformer\.)?roberta\.((?:embeddings|emb_ln|encoder)\..*)", (r"transformer.roberta.\1",)
     ),
+    Rule(_TEXT_PROJECTION, (r"proj.\1",)),
     Rule(r"(?:(?:text_model\.)?transformer\.)?roberta\.pooler\..*|(?:cls|lm_head)\..*"),
     Rule(_VISION_SIDE),
 ]
@@ -494,7 +501,13 @@ def save_published(model: PreTrainedModel, folder: str | Path) -> Path:
 
 
 def _image_settings(image_processor: Any) -> dict[str, Any]:
-    names = ("fill_color", "interpolation", "mean", "resize_mode", "size", "std")
+    names: tuple[str, ...] = ("fill_color", "interpolation", "mean", "resize_mode", "size", "std")
+    if getattr(image_processor, "background", None) is not None:
+        # Kept for this code. The published code ignores it: transparent pictures have other vectors there.
+        names += ("background",)
+        logger.warning(
+            "background=%r is not known to the published code, which drops transparency", image_processor.background
+        )
     return {
         "auto_map": {
             "AutoImageProcessor": _CODE + "processing_clip.JinaCLIPImageProcessor",

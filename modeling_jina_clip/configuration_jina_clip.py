@@ -39,16 +39,10 @@ from huggingface_hub.dataclasses import strict  # noqa: E402
 # Keys of `hf_model_config_kwargs` that are not architecture fields: they choose a kernel or a way of loading in the
 # original code, and do not change results.
 _RUNTIME_SWITCHES = frozenset(
-    {
-        "fused_bias_fc",
-        "fused_mlp",
-        "load_trained_adapters",
-        "lora_dropout_p",
-        "lora_main_params_trainable",
-        "trust_remote_code",
-        "use_flash_attn",
-        "use_xentropy",
-    }
+    (
+        *("fused_bias_fc", "fused_mlp", "load_trained_adapters", "lora_dropout_p"),
+        *("lora_main_params_trainable", "trust_remote_code", "use_flash_attn", "use_xentropy"),
+    )
 )
 
 # Sizes of the text repositories named in published configs; those of jina-clip-v1 are the defaults of the fields.
@@ -76,10 +70,12 @@ def _unknown_value(owner: str, field: str, value: Any, allowed: str) -> ValueErr
 
 
 def _check_numbers(config: PretrainedConfig, sizes: tuple[str, ...], rates: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` unless every size is at least 1, and every rate in [0, 1)."""
+    """Raise ``ValueError`` unless every size is at least 1, no tower absurdly deep, and every rate in [0, 1)."""
     for field in sizes:
-        if not 1 <= getattr(config, field) < math.inf:
-            raise _unknown_value(config.base_config_key, field, getattr(config, field), "1 or more")
+        most = 1000 if field in ("layers", "num_hidden_layers") else 2**31  # deeper ones would fill the memory first
+        if not 1 <= getattr(config, field) <= most:
+            allowed = f"1 or more, at most {most:,}"
+            raise _unknown_value(config.base_config_key, field, getattr(config, field), allowed)
     for field in rates:
         if not 0 <= getattr(config, field) < 1:
             raise _unknown_value(config.base_config_key, field, getattr(config, field), "a value in [0, 1)")
@@ -166,7 +162,7 @@ class JinaCLIPTextConfig(PretrainedConfig):
             ("mlp_type", ("glu", "mlp")),
             ("position_embedding_type", ("alibi", "rotary")),
             ("pooler_type", ("mean_pooler", None)),
-            ("proj_type", (None, "linear")),
+            ("proj_type", (None, "linear", "mlp")),
         ):
             if getattr(self, field) not in allowed:
                 raise _unknown_value(
@@ -293,7 +289,8 @@ class JinaCLIPVisionConfig(PretrainedConfig):
 class JinaCLIPConfig(PretrainedConfig):
     """Configuration of ``JinaCLIPModel``: two towers and one trainable logit scale.
 
-    Raises ``ValueError`` if the towers have different output dimensions.
+    With ``add_projections`` a linear layer without bias takes each tower's vectors to ``projection_dim``; otherwise it
+    raises ``ValueError`` if the towers have different output dimensions.
 
     Example::
 
@@ -337,19 +334,14 @@ class JinaCLIPConfig(PretrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        widths = {
-            "projection_dim": self.projection_dim,
-            "text_config.embed_dim": self.text_config.embed_dim,
-            "vision_config.embed_dim": self.vision_config.embed_dim,
-        }
-        if len(set(widths.values())) > 1:
+        widths = {"projection_dim": self.projection_dim, "text_config.embed_dim": self.text_config.embed_dim}
+        widths["vision_config.embed_dim"] = self.vision_config.embed_dim
+        if len(set(widths.values())) > 1 and not self.add_projections:
             raise ValueError(
                 "Both towers must end in one space: "
                 + ", ".join(f"{name}={width}" for name, width in widths.items())
-                + "; make them equal."
+                + "; make them equal, or set add_projections=True."
             )
-        if self.add_projections:
-            raise _unknown_value("config", "add_projections", True, "False (no published checkpoint has projections)")
         if not math.isfinite(self.logit_scale_init_value):
             raise _unknown_value("config", "logit_scale_init_value", self.logit_scale_init_value, "e.g. 2.6592")
         for field, dims in (

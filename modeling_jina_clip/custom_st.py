@@ -7,20 +7,48 @@ where a string is a path or a ``data:image/`` URI; URLs there are fetched only a
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import sentence_transformers
 import torch
+from PIL.Image import Image
 
 from .configuration_jina_clip import require_version
+from .image_processing_jina_clip import brief
 from .image_urls import URL_THREADS, fetch_url, is_url
+from .processing_jina_clip import MAX_LENGTH
 
 # Checked before the imports below, which older versions do not have.
 OLDEST_SENTENCE_TRANSFORMERS = "5.5.1"
 require_version("sentence-transformers", sentence_transformers.__version__, OLDEST_SENTENCE_TRANSFORMERS)
 
-from sentence_transformers.base.modality import infer_modality  # noqa: E402
 from sentence_transformers.base.modules.transformer import Transformer as StockTransformer  # noqa: E402
+
+
+class Features(dict[str, Any]):
+    """What a batch gives; says so when asked for the vectors of single tokens."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise ValueError(
+            f"this model gives one vector for each input and no {name!r}; those of tokens are "
+            "model[0].model.text_model(input_ids, attention_mask).last_hidden_state"
+        )
+
+
+def marked(item: Any) -> dict[str, Any]:
+    """One input as ``{"text": ...}`` or ``{"image": ...}``; raises ``ValueError`` for what is neither."""
+    item = item.item() if isinstance(item, np.ndarray) and not item.ndim else item
+    if isinstance(item, str):
+        return {"text": item}
+    pixels = torch.is_tensor(item) or (isinstance(item, np.ndarray) and item.dtype.kind in "biuf")
+    if isinstance(item, Image) or (pixels and item.ndim in (2, 3)):
+        return {"image": item}
+    if isinstance(item, dict) and (item.keys() == {"image"} or (item.keys() == {"text"} and type(item["text"]) is str)):
+        return item
+    found = f"array of shape {tuple(item.shape)}" if pixels else brief(item)
+    cure = "list(images) if it holds several" if pixels else "a list of them, and a path or bytes as {'image': ...}"
+    raise ValueError(f"cannot embed inputs of kind {found}; pass a text or an image, or {cure}")
 
 
 class Transformer(StockTransformer):
@@ -38,18 +66,24 @@ class Transformer(StockTransformer):
 
     @property
     def modalities(self) -> list[Any]:
-        # sentence-transformers calls a batch of several kinds "message" and checks that the module supports it.
-        return [*self.modality_config, "message"]
+        # Others never reach `preprocess`: a mixed batch is called "message", a grey picture "audio", several "video".
+        return [*self.modality_config, "message", "audio", "video"]
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens after which texts are cut, as by ``encode_text``; set it to embed more of long texts."""
+        return self.processor.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int | None) -> None:
+        self.processor.max_length = self.processor.tokenizer.model_max_length = value or MAX_LENGTH
 
     def preprocess(  # type: ignore[override]  # kwargs holds the arguments that newer versions have
         self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Tokenize texts and preprocess images; for a mixed list, keep the positions of each kind with its features."""
-        inputs = self._without_urls([{"text": item} if isinstance(item, str) else item for item in inputs])
-        kinds = [infer_modality(item, list(self.modality_config)) for item in inputs]
-        unknown = sorted({str(kind) for kind in kinds} - set(self.modality_config))
-        if unknown:
-            raise ValueError(f"cannot embed inputs of kind {unknown}; pass texts or images, one per item")
+        inputs = self._without_urls([marked(item) for item in inputs])
+        kinds = [next(iter(item)) for item in inputs]
         present = [kind for kind in self.modality_config if kind in kinds]
         if len(present) < 2:
             return super().preprocess(inputs, prompt=prompt, **kwargs)
@@ -62,9 +96,7 @@ class Transformer(StockTransformer):
 
     def _without_urls(self, inputs: list[Any]) -> list[Any]:
         """``inputs`` with URLs replaced by the bytes fetched from them, if allowed."""
-        found = {
-            i: item["image"] for i, item in enumerate(inputs) if isinstance(item, dict) and is_url(item.get("image"))
-        }
+        found = {i: item["image"] for i, item in enumerate(inputs) if is_url(item.get("image"))}
         if not found:
             return inputs
         if not self.allow_urls:
@@ -94,4 +126,4 @@ class Transformer(StockTransformer):
         name, dim = self.module_output_name, self.model.config.truncate_dim
         if dim is not None and name in features:
             features[name] = features[name][:, :dim]
-        return features
+        return Features(features)

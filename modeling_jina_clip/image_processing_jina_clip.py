@@ -18,10 +18,11 @@ import binascii
 import io
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from .image_urls import URL_THREADS, fetch_url, is_url
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+Background = Literal["white"] | list[int] | tuple[int, int, int] | None
 MAX_THREADS = 8  # each may hold a decoded image of MAX_PIXELS
 
 # Where Pillow itself refuses a file (twice its Image.MAX_IMAGE_PIXELS): about 13,300 x 13,300 px, 540 MB decoded.
@@ -48,8 +50,9 @@ FORMATS = frozenset(
 class _PillowSwitches:
     """Inside, Pillow's global switches have known values, so that no other library decides how a file is read.
 
-    ``LOAD_TRUNCATED_IMAGES``, which some libraries set at import, would make half a picture of a cut file in silence.
-    The last of several threads to leave puts back what was found.
+    ``LOAD_TRUNCATED_IMAGES``, which some libraries set at import, would make half a picture of a cut file in silence,
+    and a filter that makes errors of warnings would refuse files with odd metadata. The last of several threads to
+    leave puts back what was found.
     """
 
     def __init__(self) -> None:
@@ -61,12 +64,16 @@ class _PillowSwitches:
             if not self._inside:
                 self._found = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
                 ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
+                self._filters.__exit__(None, None, None)
                 ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._found
 
 
@@ -121,26 +128,40 @@ def open_image(source: Any, allow_urls: bool = False) -> Any:
     return source
 
 
-def to_rgb(image: Any) -> np.ndarray:
-    """One image as uint8 RGB, (height, width, 3). Alpha is dropped; of an animation the first frame is taken.
+def to_rgb(image: Any, background: Background = None) -> np.ndarray:
+    """One image as uint8 RGB, (height, width, 3). Of an animation the first frame is taken.
 
     Accepts PIL images of any mode and arrays or tensors (grey, RGB or RGBA; channels first or last; uint8, or float in
     [0, 1]). Raises ``ValueError`` for any other shape or range, ``TypeError`` for another type.
 
+    Args:
+        background: the colour, "white" or (red, green, blue), that shows through a transparent image. None drops its
+            alpha, as the published code does: what shows is whatever colour is stored below the transparency.
+
     Example::
 
-        >>> to_rgb(np.zeros((3, 4, 5), dtype=np.uint8)).shape
-        (4, 5, 3)
+        >>> to_rgb(np.zeros((4, 5, 4), dtype=np.uint8), background="white")[0, 0].tolist()  # a transparent image
+        [255, 255, 255]
     """
+    colour = background_colour(background)
     if isinstance(image, Image.Image):
-        return np.asarray(_pil_to_rgb(image))
+        return np.asarray(_pil_to_rgb(image, colour))
     if hasattr(image, "detach"):  # a tensor; numpy has no bfloat16
         image = (image.detach().float() if image.is_floating_point() else image.detach()).cpu().numpy()
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"cannot read an image from {type(image).__name__}; pass PIL, numpy, tensor, path, bytes or a file"
         )
-    return _array_to_rgb(image)
+    return np.asarray(_pil_to_rgb(Image.fromarray(_array_to_uint8(image)), colour))
+
+
+def background_colour(value: Background) -> tuple[int, int, int] | None:
+    """(red, green, blue) of "white" or of three whole numbers from 0 to 255; raises ``ValueError`` for all else."""
+    if value is None or value == "white":
+        return None if value is None else (255, 255, 255)
+    if isinstance(value, (list, tuple)) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
+        return value[0], value[1], value[2]
+    raise ValueError(f"background={value!r} must be 'white', [red, green, blue] of whole numbers 0 to 255, or null")
 
 
 def _shown(source: str) -> str:
@@ -233,19 +254,27 @@ def _file_bytes(file: Any) -> bytes | bytearray:
     return data
 
 
-def _pil_to_rgb(image: Image.Image) -> Image.Image:
+def _pil_to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255 instead of scaling it
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        values, clear = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if image.mode in ("I", "F"):
         low, high = cast(tuple[float, float], image.getextrema())  # one band, so one pair
         if not np.isfinite(np.asarray(image)).all() or low < 0 or high > (255 if image.mode == "I" else 1):
             raise ValueError(f"PIL mode {image.mode!r} with values {low}..{high} has no fixed white; convert to RGB.")
         values = np.asarray(image) * (1 if image.mode == "I" else 255)
-        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+        image = Image.fromarray(values.round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        if background is not None:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+def _array_to_uint8(array: np.ndarray) -> np.ndarray:
+    """Grey (height, width), or (height, width, 3 or 4)."""
     shape = array.shape
     if array.ndim == 2:
         array = array[..., None]
@@ -261,8 +290,8 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
     elif array.dtype != np.uint8:
         kind = array.dtype
         raise ValueError(f"an image array must be uint8 or float in [0, 1], got {kind}; divide by its white value")
-    array = array[..., :3].astype(np.uint8)
-    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+    array = np.ascontiguousarray(array, dtype=np.uint8)
+    return array[..., 0] if array.shape[-1] == 1 else array
 
 
 def list_of_images(images: Any) -> tuple[bool, list[Any]]:
@@ -315,7 +344,7 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
     """Turn images into ``pixel_values`` (batch, 3, size, size) float32.
 
     Argument names are those of the published ``preprocessor_config.json``. ``resize_mode`` is ``"shortest"`` (crop the
-    centre), ``"longest"`` (pad with ``fill_color``) or ``"squash"``.
+    centre), ``"longest"`` (pad with ``fill_color``) or ``"squash"``. ``background``: see ``to_rgb``.
 
     Example::
 
@@ -334,6 +363,7 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         resize_mode: str = "shortest",
         interpolation: str = "bicubic",
         fill_color: int = 0,
+        background: Background = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -343,6 +373,8 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         self.resize_mode = resize_mode
         self.interpolation = interpolation
         self.fill_color = fill_color
+        background_colour(background)  # checked
+        self.background = background
         for name, values, least in (("mean", self.mean, -np.inf), ("std", self.std, 0.0)):
             if len(values) != 3 or not all(least < value < np.inf for value in values):
                 above = " above 0" if name == "std" else ""
@@ -392,11 +424,6 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         """The images of ``preprocess`` before scaling and normalising: (batch, size, size, 3) uint8.
 
         A quarter as large: training keeps batches in this form and normalises them on the device, in parts.
-
-        Example::
-
-            >>> JinaCLIPImageProcessor(size=32).fitted([Image.new("RGB", (40, 60))]).dtype
-            dtype('uint8')
         """
         side = self.size if size is None else _side(size)
         images = list_of_images(images)[1]
@@ -407,7 +434,9 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
 
         def read(positions: list[int]) -> np.ndarray:
             try:
-                return self._fit(Image.fromarray(to_rgb(open_image(images[positions[0]], allow_urls))), side)
+                return self._fit(
+                    Image.fromarray(to_rgb(open_image(images[positions[0]], allow_urls), self.background)), side
+                )
             except (ValueError, TypeError, OSError) as error:
                 raise error_at(positions[0], error) from error
 

@@ -32,13 +32,7 @@ _NEVER = tuple(ipaddress.ip_network(name) for name in ("192.0.0.0/24", "192.88.9
 
 
 def is_url(source: Any) -> bool:
-    """Whether ``source`` is a string that starts with a scheme, such as ``https://`` or ``file://``.
-
-    Example::
-
-        >>> is_url("https://example.com/cat.png"), is_url("cat.png"), is_url("data:image/png;base64,")
-        (True, False, False)
-    """
+    """Whether ``source`` is a string that starts with a scheme, such as ``https://`` or ``file://``, but ``data:``."""
     return isinstance(source, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source) is not None
 
 
@@ -70,10 +64,7 @@ def fetch_url(url: str) -> bytes:
 
 
 def _fetch(
-    url: str,
-    is_allowed: Callable[[Address], bool],
-    max_bytes: int = MAX_BYTES,
-    timeout: float = TIMEOUT_SECONDS,
+    url: str, is_allowed: Callable[[Address], bool], max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT_SECONDS
 ) -> bytes:
     """``fetch_url`` with its limits and address rule as arguments, so that tests can use a server on loopback."""
     deadline = time.monotonic() + timeout
@@ -201,14 +192,8 @@ def _request(connection: socket.socket, parts: SplitResult, deadline: float) -> 
     path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*[]") + (
         "?" + quote(parts.query, safe="/%:=&?~+!$,;'@()*[]") if parts.query else ""
     )
-    lines = [
-        f"GET {path} HTTP/1.1",
-        f"Host: {host}" + (f":{parts.port}" if parts.port else ""),
-        "User-Agent: modeling-jina-clip",
-        "Accept: image/*",
-        "Accept-Encoding: identity",
-        "Connection: close",
-    ]
+    lines = [f"GET {path} HTTP/1.1", f"Host: {host}" + (f":{parts.port}" if parts.port else "")]
+    lines += ["User-Agent: modeling-jina-clip", "Accept: image/*", "Accept-Encoding: identity", "Connection: close"]
     connection.settimeout(_remaining(deadline))
     connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
     reader = io.BufferedReader(_TimedReader(connection, deadline))

@@ -10,7 +10,6 @@ Order of this file: where a model was loaded from, batches, the loss and the out
 import os
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
@@ -38,7 +37,7 @@ from .image_processing_jina_clip import JinaCLIPImageProcessor, error_at, list_o
 from .modeling_jina_clip_base import StrictLoadingMixin
 from .modeling_jina_clip_text import JinaCLIPTextModel
 from .modeling_jina_clip_vision import JinaCLIPVisionModel
-from .processing_jina_clip import TOKENIZER_LOCK, JinaCLIPProcessor, check_text_options, text_windows
+from .processing_jina_clip import JinaCLIPProcessor, check_text_options, text_limit, text_windows, tokenize, warn_of_cut
 
 # isort: split
 # Of a local folder, transformers 5.5 copies only the files that the model's own file imports.
@@ -50,12 +49,10 @@ logger = logging.get_logger(__name__)
 TOKENS_PER_ROW = 128
 # On a CPU, 32 rows of this many tokens keep all cores busy, and smaller matrices fit its caches.
 TOKENS_PER_ROW_CPU = 32
-DEFAULT_MAX_LENGTH = 512
 # Of each model that is encoding: the number of threads, and the mode to return to after the last. Not an attribute of
 # the model: a copy or a pickle that is made meanwhile would have it, too.
 _ENCODING: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 _MODES = threading.Lock()
-
 
 _PLACE = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
@@ -65,11 +62,6 @@ class ModelOrigin:
 
     A local folder is kept as an absolute path, the revision of a repository as the commit that was loaded. The token
     stays in memory: it is neither pickled nor printed.
-
-    Example::
-
-        >>> ModelOrigin("somebody/clip", {"revision": "a" * 40, "token": "secret", "dtype": "float16"})
-        ModelOrigin('somebody/clip', revision='aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa')
     """
 
     def __init__(self, name: str | Path, options: Mapping[str, Any]) -> None:
@@ -113,21 +105,13 @@ def prepared_ahead(batches: Sequence[Any], prepare: Callable[[Any], Any]) -> Ite
     """Yield each batch with the result of ``prepare``, computed in a thread while the caller uses the previous batch.
 
     An error in ``prepare`` is raised at its batch.
-
-    Example::
-
-        >>> list(prepared_ahead([1, 2, 3], lambda number: number * number))
-        [(1, 1), (2, 4), (3, 9)]
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: deque[tuple[Any, Future]] = deque()
-        for batch in batches:
-            waiting.append((batch, pool.submit(prepare, batch)))
-            if len(waiting) > 1:
-                ready, future = waiting.popleft()
-                yield ready, future.result()
-        for ready, future in waiting:
-            yield ready, future.result()
+        waiting: Future | None = None
+        for batch, following in zip(batches, [*batches[1:], None], strict=False):
+            ready = waiting or pool.submit(prepare, batch)
+            waiting = None if following is None else pool.submit(prepare, following)
+            yield batch, ready.result()
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -139,8 +123,6 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
 
         >>> token_budget_batches([3, 200, 100, 300], budget=512)
         [[3], [1, 2], [0]]
-        >>> token_budget_batches([], budget=512)
-        []
     """
     batches: list[list[int]] = []
     longest = 0
@@ -155,16 +137,16 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
     return batches
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
-        raise TypeError(f"batch_size={batch_size!r} must be an integer, e.g. 32")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+def _check_whole(name: str, value: Any, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}={value!r} must be an integer" + (f" in 1..{most}" if most else ""))
+    if value < 1 or (most and value > most):
+        raise ValueError(f"{name}={value} must lie in 1..{most}" if most else f"{name}={value} must be at least 1")
 
 
 def _convert(
-    embeddings: torch.Tensor, single: bool, convert_to_numpy: bool, convert_to_tensor: bool
-) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+    embeddings: Tensor, single: bool, convert_to_numpy: bool, convert_to_tensor: bool
+) -> np.ndarray | Tensor | list[Tensor]:
     if single:
         return embeddings[0] if convert_to_tensor or not convert_to_numpy else embeddings[0].numpy()
     if convert_to_tensor:
@@ -172,7 +154,7 @@ def _convert(
     return embeddings.numpy() if convert_to_numpy else list(embeddings)
 
 
-def contrastive_loss(logits_per_text: torch.Tensor | None) -> torch.Tensor:
+def contrastive_loss(logits_per_text: Tensor | None) -> Tensor:
     """CLIP's loss (arXiv 2103.00020): mean of the cross-entropies of rows and columns of a square (n, n) matrix."""
     if logits_per_text is None or logits_per_text.shape[0] != logits_per_text.shape[1]:
         shape = None if logits_per_text is None else tuple(logits_per_text.shape)
@@ -196,11 +178,11 @@ class JinaCLIPOutput(ModelOutput):
         vision_model_output: output of the image tower.
     """
 
-    loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
 
@@ -233,6 +215,9 @@ class JinaCLIPPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, JinaCLIPModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            for part in (module.text_projection, module.visual_projection):
+                if isinstance(part, nn.Linear):
+                    init.normal_(part.weight, std=part.in_features**-0.5 * self.config.initializer_factor)
 
 
 class JinaCLIPModel(JinaCLIPPreTrainedModel):
@@ -254,6 +239,12 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         self.text_model = JinaCLIPTextModel._from_config(config.text_config)
         self.vision_model = JinaCLIPVisionModel._from_config(config.vision_config)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        widths = config.text_config.embed_dim, config.vision_config.embed_dim
+        # Only fine-tunes made with the published code have them; the names are its.
+        self.text_projection, self.visual_projection = (
+            nn.Linear(width, config.projection_dim, bias=False) if config.add_projections else nn.Identity()
+            for width in widths
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -263,22 +254,24 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> Tensor:
         """Text vectors (batch, dim), not normalised, from ``input_ids`` (batch, length). Always a tensor.
 
         Pass the output of a tokenizer by name: ``model.get_text_features(**inputs)``.
         """
         kwargs["return_dict"] = True  # type: ignore[typeddict-unknown-key]  # which they all read
-        return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).pooler_output
+        text = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).pooler_output
+        return self.text_projection(text)
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         """Image vectors (batch, dim), not normalised, from ``pixel_values`` (batch, 3, height, width). Always a tensor.
 
         Pass the output of an image processor by name: ``model.get_image_features(**inputs)``.
         """
         kwargs["return_dict"] = True  # type: ignore[typeddict-unknown-key]  # which they all read
-        return self.vision_model(pixel_values=pixel_values, pooled_only=True, **kwargs).pooler_output
+        image = self.vision_model(pixel_values=pixel_values, pooled_only=True, **kwargs).pooler_output
+        return self.visual_projection(image)
 
     def merge_task_adapter(self, task: str | None = None) -> Self:
         """Merge jina-clip-v2's low-rank adapter into plain layers, in place; returns the model.
@@ -301,9 +294,9 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         return_loss: bool | None = None,
         pooled_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -321,12 +314,12 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         kwargs["return_dict"] = True  # type: ignore[typeddict-unknown-key]  # which they all read
         if input_ids is not None:
             output.text_model_output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            text = cast(torch.Tensor, output.text_model_output.pooler_output)
-            output.text_embeds = F.normalize(text, dim=-1)  # (T, D)
+            text = cast(Tensor, output.text_model_output.pooler_output)
+            output.text_embeds = F.normalize(self.text_projection(text), dim=-1)  # (T, D)
         if pixel_values is not None:
             output.vision_model_output = self.vision_model(pixel_values, pooled_only, **kwargs)
-            image = cast(torch.Tensor, output.vision_model_output.pooler_output)
-            output.image_embeds = F.normalize(image, dim=-1)  # (I, D)
+            image = cast(Tensor, output.vision_model_output.pooler_output)
+            output.image_embeds = F.normalize(self.visual_projection(image), dim=-1)  # (I, D)
         if output.text_embeds is not None and output.image_embeds is not None:
             cosine = output.text_embeds @ output.image_embeds.to(output.text_embeds.device).T  # (T, I)
             output.logits_per_text = self.logit_scale.exp().to(cosine.device) * cosine
@@ -384,22 +377,21 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
         **tokenizer_kwargs: Any,
-    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+    ) -> np.ndarray | Tensor | list[Tensor]:
         """Vectors of ``sentences``: (n, dim) float32, or (dim,) for a single string. A string is always a text.
 
         ``sentences`` is a string or any iterable of strings: list, generator, column of a table, array. Texts are
         encoded sorted by length, in batches of about ``batch_size * 128`` tokens (32 on a CPU), and returned in their
         original order. If the checkpoint has task instructions (v2), that of ``task`` is put before each text.
-        ``tokenizer_kwargs`` override padding, truncation and ``max_length=512``. ``truncate_dim`` keeps the first
-        dimensions, before normalising. Without numpy and tensor conversion a list of tensors is returned.
+        ``tokenizer_kwargs`` override padding, truncation and ``max_length`` (512, or the processor's). ``truncate_dim``
+        keeps the first dimensions, before normalising. Without numpy and tensor conversion it is a list of tensors.
         """
         single, number, windows = text_windows(sentences)
         dim = self._checked_dim(truncate_dim)
-        _check_batch_size(batch_size)
+        _check_whole("batch_size", batch_size)
         instruction = self._instruction(task)
-        options = {"truncation": True, "max_length": DEFAULT_MAX_LENGTH, **tokenizer_kwargs}
-        check_text_options(options)
-        padding = options.pop("padding", True)
+        check_text_options(tokenizer_kwargs)
+        padding = tokenizer_kwargs.pop("padding", True)
         tokenizer = self.processor.tokenizer
         rows: list[list[int]] = []  # of the window that is being encoded
 
@@ -407,25 +399,29 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         # is passed, unless the tokenizer pads with another token than the model's.
         by_token = tokenizer.pad_token_id == self.config.text_config.pad_token_id
 
-        def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
+        def prepare(indices: list[int]) -> Mapping[str, Tensor]:
             return tokenizer.pad(
                 {"input_ids": [rows[i] for i in indices]},
                 padding=padding,
-                max_length=options["max_length"] if padding == "max_length" else None,
+                max_length=(tokenizer_kwargs.get("max_length") or text_limit(self.processor))
+                if padding == "max_length"
+                else None,
                 return_attention_mask=not by_token,
                 return_tensors="pt",
             )
 
         on_cpu = torch.device(device or self._execution_device).type == "cpu"
         budget = batch_size * (TOKENS_PER_ROW_CPU if on_cpu else TOKENS_PER_ROW)
+        cut = encoded = 0
         found = [torch.empty(0, self.config.projection_dim, dtype=torch.float32, device="cpu")]
         with self._encoding(device), self._bar(number, show_progress_bar) as bar:
             for window in windows:
                 prompted = [instruction + sentence for sentence in window]
-                with TOKENIZER_LOCK:
-                    rows = tokenizer(prompted, return_token_type_ids=False, **options)["input_ids"]
+                tokens, more = tokenize(self.processor, prompted, tokenizer_kwargs)
+                rows, cut, encoded = tokens["input_ids"], cut + more, encoded + len(window)
                 batches = token_budget_batches([len(row) for row in rows], budget)
                 found.append(self._encode(batches, prepare, self.get_text_features, bar))
+        warn_of_cut(self.processor, cut, encoded)
         embeddings = torch.cat(found)
         embeddings = F.normalize(embeddings[:, :dim], dim=-1) if normalize_embeddings else embeddings[:, :dim]
         return _convert(embeddings, single, convert_to_numpy, convert_to_tensor)
@@ -443,7 +439,7 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         truncate_dim: int | None = None,
         *,
         allow_urls: bool = False,
-    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+    ) -> np.ndarray | Tensor | list[Tensor]:
         """Vectors of ``images``: (n, dim) float32, or (dim,) for a single image.
 
         An image is a PIL image, array, tensor, path, bytes, file object or ``data:image/`` URI, and with
@@ -452,10 +448,10 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
         """
         single, images = list_of_images(images)
         dim = self._checked_dim(truncate_dim)
-        _check_batch_size(batch_size)
+        _check_whole("batch_size", batch_size)
         options = {"allow_urls": True} if allow_urls else {}  # a custom image processor may not have it
 
-        def prepare(indices: list[int]) -> Mapping[str, torch.Tensor]:
+        def prepare(indices: list[int]) -> Mapping[str, Tensor]:
             batch = [images[i] for i in indices]
             try:
                 return self.processor.image_processor(batch, return_tensors="pt", **options)
@@ -519,10 +515,10 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
     def _encode(
         self,
         batches: list[list[int]],
-        prepare: Callable[[list[int]], Mapping[str, torch.Tensor]],
-        features: Callable[..., torch.Tensor],
+        prepare: Callable[[list[int]], Mapping[str, Tensor]],
+        features: Callable[..., Tensor],
         bar: tqdm,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Features of ``batches`` of indices, in input order: (count, dim) float32 on the CPU."""
         target = self._execution_device
         embeddings = torch.empty(sum(map(len, batches)), self.config.projection_dim, dtype=torch.float32, device="cpu")
@@ -536,10 +532,6 @@ class JinaCLIPModel(JinaCLIPPreTrainedModel):
     def _checked_dim(self, truncate_dim: int | None) -> int | None:
         """The number of dimensions to keep, by default that of the config; None for all."""
         dim = self.config.truncate_dim if truncate_dim is None else truncate_dim
-        if dim is None:
-            return None
-        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
-            raise TypeError(f"truncate_dim={dim!r} must be an integer in 1..{self.config.projection_dim} or None")
-        if not 0 < dim <= self.config.projection_dim:
-            raise ValueError(f"truncate_dim={dim} must lie in 1..{self.config.projection_dim}")
-        return int(dim)
+        if dim is not None:
+            _check_whole("truncate_dim", dim, self.config.projection_dim)
+        return dim

@@ -16,13 +16,11 @@ Functions registered with ``AttentionInterface.register`` get an additive bias, 
 
 **Products.** Linear layers on a CPU use the faster of torch's implementations (benchmarks/products.py measures both):
 
-1. In float32 torch sends linear layers to MKL, but convolutions to oneDNN. MKL runs at about half the speed of oneDNN
-   on AMD processors with AVX-512; on Intel processors it does not. A linear layer is a convolution with a 1 x 1 kernel,
-   and a matrix (rows, width) an image of ``rows`` pixels in channels-last order. So the product can go to oneDNN
-   without a copy, gradients included.
-2. Without gradients an operator of oneDNN adds the bias inside the product. In bfloat16 torch otherwise writes the bias
-   to every row of the output first, which costs a few percent, more when memory is busy. The operator is not public
-   (torch.compile uses it on CPUs); if torch does not have it, nothing changes.
+1. In float32 torch sends linear layers to MKL, which runs at about half the speed of oneDNN on AMD processors with
+   AVX-512, and convolutions to oneDNN. A linear layer is a convolution with a 1 x 1 kernel over an image of ``rows``
+   pixels in channels-last order, so it can go to oneDNN without a copy, gradients included.
+2. Without gradients an operator of oneDNN adds the bias inside the product; in bfloat16 torch otherwise writes it to
+   every row of the output first. The operator is not public; if torch does not have it, nothing changes.
 
 The layers stay ``torch.nn.Linear``, which quantizers and LoRA look for. The forward of a block runs inside
 ``faster_products``, which intercepts the products.
@@ -39,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
@@ -53,7 +51,7 @@ from transformers.utils import TransformersKwargs
 from .configuration_jina_clip import JinaCLIPTextConfig
 
 # (score, batch, head, query row, key column) -> score, all scalars; see torch.nn.attention.flex_attention.
-ScoreMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # The score of a padded key under flex attention. Finite, also after the kernels' change to base 2, so that a text
 # without tokens does not give NaN.
@@ -62,14 +60,14 @@ HIDDEN_SCORE = -1e30
 
 def flex_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: tuple[torch.Tensor, torch.Tensor | None] | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: tuple[Tensor, Tensor | None] | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Flex attention (arXiv 2412.05496); ``attention_mask`` holds the arguments of ``text_score_mod``, or is None.
 
     transformers' own version takes the bias as a tensor (heads, length, length), which flex attention exists to avoid.
@@ -102,8 +100,8 @@ def allow_empty(attend: Callable) -> Callable:
 
     @wraps(attend)
     def attend_something(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         if not torch.jit.is_tracing() and 0 in query.shape:
             return value.transpose(1, 2), None
         return attend(module, query, key, value, *args, **kwargs)
@@ -119,20 +117,10 @@ ALL_ATTENTION_FUNCTIONS["flash_attention_2"] = allow_empty(flash_attention_forwa
 ALL_ATTENTION_FUNCTIONS["flash_attention_3"] = allow_empty(flash_attention_forward)
 
 
-def text_score_mod(padding: torch.Tensor, slopes: torch.Tensor | None) -> ScoreMod:
-    """ALiBi (if there are ``slopes``, one per head) and padding (batch, length) as a change of each score.
+def text_score_mod(padding: Tensor, slopes: Tensor | None) -> ScoreMod:
+    """ALiBi (if there are ``slopes``, one per head) and padding (batch, length) as a change of each score."""
 
-    Example::
-
-        >>> change = text_score_mod(torch.tensor([[True, True, False]]), slopes=torch.tensor([0.25]))
-        >>> batch, head, row = torch.tensor(0), torch.tensor(0), torch.tensor(0)
-        >>> [change(torch.tensor(1.0), batch, head, row, torch.tensor(column)).item() for column in (0, 1)]
-        [1.0, 0.75]
-    """
-
-    def change(
-        score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor
-    ) -> torch.Tensor:
+    def change(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         if slopes is not None:
             score = score - slopes[head] * (row - column).abs()
         return torch.where(padding[batch, column], score, HIDDEN_SCORE)
@@ -164,7 +152,7 @@ def refuse_flash_with_alibi(config: JinaCLIPTextConfig, backend: str | None) -> 
 SHORT = 256
 
 
-def is_short(backend: str | None, query: torch.Tensor, dropout: float) -> bool:
+def is_short(backend: str | None, query: Tensor, dropout: float) -> bool:
     """Whether to use ``short_attention`` in place of "sdpa": short bfloat16 rows on a CPU, without dropout."""
     return (
         backend == "sdpa"
@@ -178,14 +166,14 @@ def is_short(backend: str | None, query: torch.Tensor, dropout: float) -> bool:
 
 def eager_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Plain attention, the reference for all other backends."""
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling  # (B, H, rows, L)
     if attention_mask is not None:
@@ -197,13 +185,13 @@ def eager_attention_forward(
 
 def short_attention(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attention without dropout: scale and bias inside the first product, softmax in the type of the scores."""
     batch, heads, rows, _ = query.shape
     query, key, value = (states.flatten(0, 1) for states in (query, key, value))  # (B * H, L, D)
@@ -216,7 +204,7 @@ def short_attention(
     return context.unflatten(0, (batch, heads)).transpose(1, 2), None  # (B, rows, H, D)
 
 
-def attention_dtype(states: torch.Tensor, device: torch.device | None = None) -> torch.dtype:
+def attention_dtype(states: Tensor, device: torch.device | None = None) -> torch.dtype:
     """The type of queries and keys computed from ``states``: under autocast, the type of autocast.
 
     ``device`` is where they will be, if ``states`` is a weight that accelerate may have offloaded.
@@ -239,24 +227,17 @@ def prefers_onednn() -> bool:
 
 
 @cache
-def fused_linear() -> Callable[..., torch.Tensor] | None:
+def fused_linear() -> Callable[..., Tensor] | None:
     """The operator of (2), or None if this torch or this machine does not have it for bfloat16."""
     operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return operator if operator is not None and supported is not None and supported() else None
 
 
-def faster_products(states: torch.Tensor) -> AbstractContextManager:
+def faster_products(states: Tensor) -> AbstractContextManager:
     """A context in which linear layers use the faster product, if there is one for ``states``.
 
     Enter it inside the part that gradient checkpointing repeats, so that both runs use the same product.
-
-    Example::
-
-        >>> layer, states = torch.nn.Linear(3, 4), torch.ones(2, 40, 3)
-        >>> with faster_products(states):
-        ...     layer(states).shape
-        torch.Size([2, 40, 4])
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compiled code chooses its own products
         return nullcontext()
@@ -276,14 +257,8 @@ class _FasterLinear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def linear_in_onednn(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``torch.nn.functional.linear`` in oneDNN, for at least ``MIN_ROWS`` rows.
-
-    Example::
-
-        >>> linear_in_onednn(torch.ones(2, 40, 3), torch.ones(4, 3)).shape
-        torch.Size([2, 40, 4])
-    """
+def linear_in_onednn(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear`` in oneDNN, for at least ``MIN_ROWS`` rows."""
     many = input.numel() >= MIN_ROWS * input.shape[-1] > 0
     fused = fused_linear() if many and input.dtype == weight.dtype and not torch.is_grad_enabled() else None
     if fused is not None:
@@ -418,15 +393,8 @@ def _describe(key: str | tuple) -> str:
     return f"{name} (checkpoint {tuple(in_checkpoint)}, model {tuple(in_model)})"
 
 
-def check_token_ids(input_ids: Any, attention_mask: torch.Tensor | None) -> None:
-    """Raise unless ``input_ids`` is a tensor (batch, length) and the mask has the same shape or is None.
-
-    Example::
-
-        >>> check_token_ids(torch.tensor([1, 2]), None)
-        Traceback (most recent call last):
-        ValueError: input_ids of shape (2,) must be (batch, length); a single text is input_ids[None]
-    """
+def check_token_ids(input_ids: Any, attention_mask: Tensor | None) -> None:
+    """Raise unless ``input_ids`` is a tensor (batch, length) and the mask has the same shape or is None."""
     _check_tensor("input_ids", input_ids, "tokenizer(texts, padding=True, return_tensors='pt')")
     if input_ids.ndim != 2:
         cure = "; a single text is input_ids[None]" if input_ids.ndim == 1 else ""
@@ -439,14 +407,7 @@ def check_token_ids(input_ids: Any, attention_mask: torch.Tensor | None) -> None
 
 
 def check_pixels(pixel_values: Any, channels: int) -> None:
-    """Raise unless ``pixel_values`` is a tensor (batch, channels, height, width).
-
-    Example::
-
-        >>> check_pixels(torch.zeros(3, 32, 32), channels=3)
-        Traceback (most recent call last):
-        ValueError: pixel_values of shape (3, 32, 32) must be (batch, 3, height, width), as image processors make them
-    """
+    """Raise unless ``pixel_values`` is a tensor (batch, channels, height, width)."""
     _check_tensor("pixel_values", pixel_values, "image_processor(images, return_tensors='pt')")
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
         raise ValueError(
@@ -456,5 +417,5 @@ def check_pixels(pixel_values: Any, channels: int) -> None:
 
 
 def _check_tensor(name: str, value: Any, source: str) -> None:
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; unpack it: model(**{source})")

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, Self, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
@@ -62,7 +62,7 @@ class LowRankFactors(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(tasks, *b_shape))
         self.embedding, self.scale = embedding, config.lora_alpha / rank
 
-    def forward(self, inputs: torch.Tensor, task: int) -> torch.Tensor:
+    def forward(self, inputs: Tensor, task: int) -> Tensor:
         first, second = self.lora_A[task], self.lora_B[task]
         if self.embedding:
             return (F.embedding(inputs, first) @ second) * self.scale
@@ -93,7 +93,7 @@ class AdaptedWeight(nn.Module):
             weight = weight + (first @ second if self.embedding else second @ first) * self.factors.scale
         return nn.Parameter(weight.to(self.original.dtype), requires_grad=self.original.requires_grad)
 
-    def forward(self, inputs: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
         plain = F.embedding(inputs, self.original) if self.embedding else F.linear(inputs, self.original, bias)
         return plain if self.task is None else plain + self.factors(inputs, self.task)
 
@@ -106,7 +106,7 @@ class AdaptedLinear(nn.Module):
         self.parametrizations = nn.ModuleDict({"weight": AdaptedWeight((outputs, inputs), config, embedding=False)})
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         return self.parametrizations["weight"](states, self.bias)
 
     def plain(self, task: int | None) -> nn.Linear:
@@ -125,15 +125,14 @@ class AdaptedEmbedding(nn.Module):
         self.padding_idx = padding_idx
         self.parametrizations = nn.ModuleDict({"weight": AdaptedWeight((count, width), config, embedding=True)})
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         return self.parametrizations["weight"](ids)
 
     def plain(self, task: int | None) -> nn.Embedding:
         """The same table without adapters."""
         weight = cast(AdaptedWeight, self.parametrizations["weight"]).merged(task)
-        table = nn.Embedding(weight.shape[0], weight.shape[1], padding_idx=self.padding_idx, device="meta").train(
-            self.training
-        )
+        count, width = weight.shape
+        table = nn.Embedding(count, width, padding_idx=self.padding_idx, device="meta").train(self.training)
         table.weight = weight
         return table
 
@@ -175,7 +174,7 @@ def merge_task_adapter(tower: nn.Module, config: JinaCLIPTextConfig, task: str |
 MAX_BIAS_ELEMENTS = 2**25
 
 
-def alibi_slopes(num_heads: int, device: torch.device | None = None) -> torch.Tensor:
+def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     """One slope per head, float32: a geometric sequence from 2^(-8/n), interleaved when n is not a power of two.
 
     Source: the reference rule of arXiv 2108.12409, section 3.
@@ -205,13 +204,10 @@ class TextPositions:
     norms and activations skip the padding. ``pad`` and ``pack`` convert between the two.
     """
 
-    def __init__(
-        self, config: JinaCLIPTextConfig, padding: torch.Tensor, dtype: torch.dtype, packed: bool = False
-    ) -> None:
+    def __init__(self, config: JinaCLIPTextConfig, padding: Tensor, dtype: torch.dtype, packed: bool = False) -> None:
         self.padding, self.dtype = padding, dtype
-        self.tokens = (
-            padding.flatten().nonzero().squeeze(1) if packed else None
-        )  # (tokens,) indices into batch * length
+        # (tokens,) indices into batch * length
+        self.tokens = padding.flatten().nonzero().squeeze(1) if packed else None
         self.batch, self.length = padding.shape
         self.heads = config.num_attention_heads
         alibi = config.position_embedding_type == "alibi"
@@ -226,7 +222,7 @@ class TextPositions:
         self.in_blocks = square and self.block_rows < self.length
         self.whole = None if self.in_blocks else self._mask()
 
-    def _mask(self) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None] | None:
+    def _mask(self) -> Tensor | tuple[Tensor, Tensor | None] | None:
         if self.backend == "flex_attention":
             return self.padding, self.slopes
         if is_flash(self.backend):
@@ -244,11 +240,11 @@ class TextPositions:
             setattr(moved, name, _send(getattr(self, name), device, non_blocking))
         return moved
 
-    def pack(self, states: torch.Tensor) -> torch.Tensor:
+    def pack(self, states: Tensor) -> Tensor:
         """(batch, length, width) to (tokens, width) of the real tokens, if packed."""
         return states if self.tokens is None else _TakeRows.apply(states.flatten(0, 1), self.tokens)
 
-    def pad(self, states: torch.Tensor) -> torch.Tensor:
+    def pad(self, states: Tensor) -> Tensor:
         """The inverse of ``pack``, with zeros for padding."""
         if self.tokens is None:
             return states
@@ -261,7 +257,7 @@ class TextPositions:
             slice(start, min(start + self.block_rows, self.length)) for start in range(0, self.length, self.block_rows)
         ]
 
-    def bias(self, rows: slice) -> torch.Tensor:
+    def bias(self, rows: slice) -> Tensor:
         """Additive bias of some query rows: (batch, heads or 1, rows, length)."""
         hidden = ~self.padding[:, None, None, :]  # (B, 1, 1, L)
         lowest = torch.finfo(self.dtype).min
@@ -273,7 +269,7 @@ class TextPositions:
         return bias[None].masked_fill(hidden, lowest)
 
 
-def _send(held: torch.Tensor | tuple | None, device: torch.device, non_blocking: bool) -> torch.Tensor | tuple | None:
+def _send(held: Tensor | tuple | None, device: torch.device, non_blocking: bool) -> Tensor | tuple | None:
     if isinstance(held, tuple):
         return tuple(_send(part, device, non_blocking) for part in held)
     return None if held is None else held.to(device, non_blocking=non_blocking)
@@ -283,20 +279,20 @@ class _TakeRows(torch.autograd.Function):
     """``states[rows]`` for distinct rows. torch's own backward adds row by row, which distinct rows do not need."""
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, states: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.count = len(states)
         return states.index_select(0, rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
         return gradient.new_zeros(ctx.count, gradient.shape[-1]).index_copy(0, rows, gradient), None
 
 
 def text_rope(
     config: JinaCLIPTextConfig, length: int, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of one-dimensional rotary positions (arXiv 2104.09864), each (length, head_dim / 2)."""
     half = config.hidden_size // config.num_attention_heads // 2
     frequencies = config.rotary_emb_base ** -(torch.arange(half, dtype=torch.float32, device=device) / half)
@@ -304,7 +300,7 @@ def text_rope(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def turn_halves(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def turn_halves(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn (batch, heads, length, head_dim): element i of the first half pairs with element i of the second."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -320,7 +316,7 @@ class JinaCLIPTextEmbeddings(nn.Module):
         )
         self.token_type_embeddings = embedding_layer(config, config.type_vocab_size, config.hidden_size)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: Tensor) -> Tensor:
         token_type = torch.zeros(1, dtype=torch.long, device=input_ids.device)
         return self.word_embeddings(input_ids) + self.token_type_embeddings(token_type)  # (B, L, W)
 
@@ -340,8 +336,8 @@ class JinaCLIPTextAttention(nn.Module):
         self.out_proj = linear_layer(config, config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, positions: TextPositions, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, hidden_states: Tensor, positions: TextPositions, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
         qkv = positions.pad(self.Wqkv(hidden_states))  # (B, L, 3W)
         qkv = qkv.view(positions.batch, positions.length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, L, D)
@@ -362,21 +358,15 @@ class JinaCLIPTextAttention(nn.Module):
         return self.out_proj(positions.pack(context)), weights
 
     def _attend_in_blocks(
-        self,
-        attend: Callable,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        positions: TextPositions,
-        options: dict,
-    ) -> torch.Tensor:
+        self, attend: Callable, query: Tensor, key: Tensor, value: Tensor, positions: TextPositions, options: dict
+    ) -> Tensor:
         """Attention over blocks of query rows, (B, L, H, D); the bias of a block is freed after it.
 
         With gradients each block runs twice. Otherwise its bias would be kept for the backward pass, and together the
         blocks are as large as the whole.
         """
 
-        def block(rows: slice) -> torch.Tensor:
+        def block(rows: slice) -> Tensor:
             return attend(self, query[:, :, rows], key, value, positions.bias(rows), **options)[0]
 
         if torch.is_grad_enabled():
@@ -393,7 +383,7 @@ class JinaCLIPTextGatedMLP(nn.Module):
         self.wo = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         gate, up = self.gated_layers(hidden_states).chunk(2, dim=-1)
         # In place without gradients: on a CPU, new memory of this size costs more than the arithmetic.
         inner = F.gelu(gate) * up if torch.is_grad_enabled() else F.gelu(gate).mul_(up)
@@ -408,7 +398,7 @@ class JinaCLIPTextMLP(nn.Module):
         self.fc1 = linear_layer(config, config.hidden_size, config.intermediate_size)
         self.fc2 = linear_layer(config, config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(hidden_states)))
 
 
@@ -423,9 +413,7 @@ class JinaCLIPTextLayer(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self, hidden_states: torch.Tensor, positions: TextPositions, **kwargs: Unpack[TransformersKwargs]
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, positions: TextPositions, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         with faster_products(hidden_states):
             attended, _ = self.mixer(hidden_states, positions, **kwargs)
             hidden_states = self.norm1(hidden_states + self.dropout(attended))
@@ -451,9 +439,7 @@ class JinaCLIPTextTransformer(nn.Module):
         self.emb_drop = nn.Dropout(config.hidden_dropout_prob)
         self.encoder = JinaCLIPTextEncoder(config)
 
-    def forward(
-        self, input_ids: torch.Tensor, padding: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> torch.Tensor:
+    def forward(self, input_ids: Tensor, padding: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         packed = self._packs(padding, kwargs)
         dtype = attention_dtype(self.emb_ln.weight, padding.device)
         positions = TextPositions(self.config, padding, dtype, packed)
@@ -464,7 +450,7 @@ class JinaCLIPTextTransformer(nn.Module):
             hidden_states = layer(hidden_states, positions, **kwargs)
         return positions.pad(hidden_states)
 
-    def _packs(self, padding: torch.Tensor, kwargs: TransformersKwargs) -> bool:
+    def _packs(self, padding: Tensor, kwargs: TransformersKwargs) -> bool:
         """Whether linear layers skip padding: on a CPU, where each row of a matrix costs time.
 
         Not while a graph is recorded, since its shapes must not depend on values; not on a GPU, which would have to
@@ -499,7 +485,9 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": JinaCLIPTextLayer, "attentions": JinaCLIPTextAttention}
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$", r"^cls\."]
+    _keys_to_ignore_on_load_unexpected = [
+        *(r"^vision_model\.", r"^(text|visual)_projection\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$", r"^cls\.")
+    ]
 
     @property
     def _supports_flash_attn(self) -> bool:  # type: ignore[override]  # read-only: it depends on the configuration
@@ -528,6 +516,14 @@ class JinaCLIPTextPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
             init.zeros_(module.bias)
 
 
+def text_projection(config: JinaCLIPTextConfig) -> nn.Module:
+    """As the published code: "mlp" has its two layers only between equal widths, otherwise one."""
+    inputs, outputs, bias = config.hidden_size, config.embed_dim, config.proj_bias
+    if config.proj_type == "mlp" and inputs == outputs:
+        return nn.Sequential(nn.Linear(inputs, inputs, bias=bias), nn.GELU(), nn.Linear(inputs, outputs, bias=bias))
+    return nn.Linear(inputs, outputs, bias=bias) if config.proj_type else nn.Identity()
+
+
 class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
     """The text tower with mean pooling over real tokens.
 
@@ -544,11 +540,7 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
         super().__init__(config)
         rotary = config.position_embedding_type == "rotary"
         self.transformer = JinaCLIPTextRoberta(config) if rotary else JinaCLIPTextTransformer(config)
-        self.proj = (
-            nn.Linear(config.hidden_size, config.embed_dim, bias=config.proj_bias)
-            if config.proj_type == "linear"
-            else nn.Identity()
-        )
+        self.proj = text_projection(config)
         self.post_init()
 
     @property
@@ -570,10 +562,7 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """Encode ``input_ids`` (batch, length) int64.
 
@@ -589,7 +578,7 @@ class JinaCLIPTextModel(JinaCLIPTextPreTrainedModel):
         )
 
 
-def mean_pool(hidden_states: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+def mean_pool(hidden_states: Tensor, padding: Tensor) -> Tensor:
     """Mean over real tokens, (batch, length, width) to (batch, width). A text without tokens gives zeros, not NaN."""
     weights = padding[..., None].to(hidden_states)
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from math import ceil
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -39,7 +39,7 @@ ROPE_THETA = 10000.0
 
 def rope_tables(
     config: JinaCLIPVisionConfig, grid: tuple[int, int], device: torch.device | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the 2-D rotary positions, each (rows * columns, head_width), float32.
 
     The first half of the head dimension turns with the row, the second with the column; neighbouring pairs share an
@@ -56,7 +56,7 @@ def rope_tables(
     half = config.head_width // 2
     frequencies = ROPE_THETA ** -(torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
 
-    def angles(count: int) -> torch.Tensor:
+    def angles(count: int) -> Tensor:
         positions = torch.arange(count, dtype=torch.float32, device=device)
         if config.intp_freq:
             positions = positions / count * config.pt_hw_seq_len
@@ -69,7 +69,7 @@ def rope_tables(
     return table.cos(), table.sin()
 
 
-def apply_rope(states: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+def apply_rope(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Turn every token of (batch, heads, tokens, head_width) by its row of the tables.
 
     A pair (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin): each element times cos, plus its neighbour times a sine
@@ -81,7 +81,7 @@ def apply_rope(states: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor
     return (states * cos).addcmul_(swapped, signed_sin)
 
 
-def rope_with_cls(tables: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_with_cls(tables: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Tables of the patches (..., patches, head_width) to tables of all tokens, for ``apply_rope``.
 
     The class token comes first with an angle of zero; the first sine of each pair is negated.
@@ -92,7 +92,7 @@ def rope_with_cls(tables: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype)
     return cos.to(dtype), F.pad(sin * signs, (0, 0, 1, 0)).to(dtype)
 
 
-def resize_position_embedding(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def resize_position_embedding(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize a learned position table (1, 1 + n * n, width) to another grid by bicubic interpolation.
 
     The row of the class token is kept. For its own grid the table is returned as it is.
@@ -119,7 +119,7 @@ class JinaCLIPVisionPatchProjection(nn.Conv2d):
     bottom that do not fill a patch are cut off.
     """
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: Tensor) -> Tensor:
         size = self.kernel_size[0]
         rows, columns = pixel_values.shape[-2] // size, pixel_values.shape[-1] // size
         pixels = pixel_values[..., : rows * size, : columns * size]
@@ -141,7 +141,7 @@ class JinaCLIPVisionPatchEmbed(nn.Module):
         size = config.patch_size
         self.proj = JinaCLIPVisionPatchProjection(config.num_channels, config.width, kernel_size=size, stride=size)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: Tensor) -> Tensor:
         return self.proj(pixel_values).flatten(2).transpose(1, 2)  # (B, N, W), a view
 
 
@@ -166,18 +166,14 @@ class JinaCLIPVisionAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        rows: slice,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, hidden_states: Tensor, rope: tuple[Tensor, Tensor], rows: slice, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
         asking = hidden_states[:, rows]
         query, key, value = self.q_proj(asking), self.k_proj(hidden_states), self.v_proj(hidden_states)
         if self.q_bias is not None and self.v_bias is not None:
             query, value = query + self.q_bias.to(query.dtype), value + self.v_bias.to(value.dtype)
 
-        def heads_first(states: torch.Tensor) -> torch.Tensor:
+        def heads_first(states: Tensor) -> Tensor:
             return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, 1+N, D)
 
         query = apply_rope(heads_first(query), *(table[..., rows, :] for table in rope))
@@ -203,7 +199,7 @@ class JinaCLIPVisionMLP(nn.Module):
         self.ffn_ln = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
         self.w3 = nn.Linear(config.intermediate_size, config.width)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         gate, up = self.w1(hidden_states), self.w2(hidden_states)
         # In place without gradients: on a CPU, new memory of this size costs more than the arithmetic.
         inner = F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
@@ -222,11 +218,11 @@ class JinaCLIPVisionLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
+        hidden_states: Tensor,
+        rope: tuple[Tensor, Tensor],
         rows: slice = ALL_ROWS,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Update the tokens of ``rows``, which attend to all tokens: (batch, rows, width)."""
         with faster_products(hidden_states):
             attended, _ = self.attn(self.norm1(hidden_states), rope, rows, **kwargs)
@@ -249,7 +245,12 @@ class JinaCLIPVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": JinaCLIPVisionLayer, "attentions": JinaCLIPVisionAttention}
     # Some published files store rotary tables, under several names; here they are computed.
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_scale$", r"rope\.freqs_(cos|sin)$"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^text_model\.",
+        r"^(text|visual)_projection\.",
+        r"^logit_scale$",
+        r"rope\.freqs_(cos|sin)$",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -289,7 +290,8 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
         self.patch_embed = JinaCLIPVisionPatchEmbed(config)
         self.blocks = nn.ModuleList(JinaCLIPVisionLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.width, config.embed_dim) if config.proj_type == "linear" else nn.Identity()
+        linear = config.proj_type == "linear"
+        self.head = nn.Linear(config.width, config.embed_dim, bias=config.qkv_bias) if linear else nn.Identity()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -307,7 +309,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
         self.kept_shares = ceil(round((1.0 - rate) * SHARES, 6))
         self.config.patch_dropout = rate
 
-    def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+    def _grid(self, pixel_values: Tensor) -> tuple[int, int]:
         height, width = pixel_values.shape[-2:]
         patch, trained = self.config.patch_size, self.config.image_size
         # The trained size may leave a remainder (v2: 512 = 36 * 14 + 8), which the convolution cuts off.
@@ -318,9 +320,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
             )
         return height // patch, width // patch
 
-    def _drop_patches(
-        self, tokens: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def _drop_patches(self, tokens: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Keep a random subset of patches per image (FLIP, arXiv 2212.00794); their rotary rows go with them."""
         batch, patches = tokens.shape[0], tokens.shape[1] - 1
         keep = max(1, patches * self.kept_shares // SHARES)
@@ -333,7 +333,7 @@ class JinaCLIPVisionModel(JinaCLIPVisionPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(
-        self, pixel_values: torch.Tensor, pooled_only: bool = False, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: Tensor, pooled_only: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """Encode ``pixel_values`` (batch, 3, height, width). ``pooler_output`` is (batch, embed_dim), not normalised.
 

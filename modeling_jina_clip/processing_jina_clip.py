@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import count, islice
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import transformers
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
 
 from .configuration_jina_clip import OLDEST_TRANSFORMERS, require_version
 from .image_processing_jina_clip import brief, refuse_tables
@@ -21,6 +23,11 @@ from .image_urls import fetch_url as fetch_url
 # AutoProcessor may load this file without the configuration's check.
 require_version("transformers", transformers.__version__, OLDEST_TRANSFORMERS)
 
+logger = logging.get_logger(__name__)
+
+# Every door cuts a text after so many tokens unless its caller asks for more: the default of the published encode_text.
+MAX_LENGTH = 512
+_WARNED: WeakSet[Any] = WeakSet()  # tokenizers of which it was said that they cut texts
 # A fast tokenizer keeps truncation and padding as state: of two threads, one would cut its texts as the other asks.
 TOKENIZER_LOCK = threading.RLock()
 _IMAGE_ARGUMENTS = frozenset({"size", "allow_urls"})
@@ -97,6 +104,31 @@ def check_text_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"max_length={length!r} must be at least 3: two special tokens and one of the text")
 
 
+def tokenize(processor: Any, texts: Any, options: Mapping[str, Any]) -> tuple[Any, int]:
+    """What the processor's tokenizer makes of ``texts``, and how many of them were cut without ``max_length``."""
+    whole = options.get("truncation", True) in (False, "do_not_truncate") and options.get("padding") != "max_length"
+    asked = whole or options.get("max_length") is not None
+    limit = {} if asked else {"max_length": text_limit(processor)}
+    with TOKENIZER_LOCK:
+        found = processor.tokenizer(texts, **{"truncation": True, "return_token_type_ids": False, **options, **limit})
+    return found, 0 if asked else sum(bool(one.overflowing) for one in getattr(found, "encodings", None) or ())
+
+
+def text_limit(processor: Any) -> int:
+    """Tokens after which a text is cut unless ``max_length`` says otherwise."""
+    return getattr(processor, "max_length", MAX_LENGTH)
+
+
+def warn_of_cut(processor: Any, cut: int, texts: int) -> None:
+    """Say once for each tokenizer that some of the texts were cut."""
+    if cut and processor.tokenizer not in _WARNED:
+        _WARNED.add(processor.tokenizer)
+        logger.warning(
+            f"{cut:,} of {texts:,} texts are longer than {text_limit(processor)} tokens, and were cut there; pass "
+            "max_length= to embed more of them (in sentence-transformers, set model.max_seq_length)"
+        )
+
+
 class JinaCLIPProcessor(ProcessorMixin):
     """A tokenizer and a ``JinaCLIPImageProcessor`` in one object, as returned by ``AutoProcessor``.
 
@@ -111,6 +143,7 @@ class JinaCLIPProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(image_processor, tokenizer)
+        self.max_length = min(MAX_LENGTH, getattr(tokenizer, "model_max_length", MAX_LENGTH))
 
     def __call__(
         self,
@@ -125,7 +158,8 @@ class JinaCLIPProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Preprocess ``text``, ``images`` or both.
 
-        An empty list gives empty tensors: (0, 0) for texts and (0, 3, size, size) for images.
+        An empty list gives empty tensors: (0, 0) for texts and (0, 3, size, size) for images. Texts are cut to
+        ``self.max_length`` tokens unless ``max_length`` or ``truncation=False`` is given.
 
         Flat keyword arguments go to the tokenizer (``padding``, ``truncation``, ``max_length``, ...) or to the image
         processor (``size``, ``allow_urls``), and ``return_tensors`` to both. The nested forms are those of
@@ -144,10 +178,13 @@ class JinaCLIPProcessor(ProcessorMixin):
         data: dict[str, Any] = {}
         if text is not None:
             options = {**common, **kwargs, **(text_kwargs or {})}
-            options.setdefault("return_token_type_ids", False)  # every token has type 0
             options.setdefault("return_tensors", return_tensors)
-            with TOKENIZER_LOCK:
-                data |= _no_tokens(options) if _is_empty(text) else self.tokenizer(text, **options)
+            if isinstance(text, (list, tuple)) and not text:
+                data |= _no_tokens(options)
+            else:
+                tokens, cut = tokenize(self, text, options)
+                warn_of_cut(self, cut, 1 if isinstance(text, str) else len(text))
+                data |= tokens
         if images is not None:
             options = {**for_images, **(images_kwargs or {})}
             options.setdefault("return_tensors", return_tensors)
@@ -159,15 +196,11 @@ class JinaCLIPProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
 
-def _is_empty(text: Any) -> bool:
-    return isinstance(text, (list, tuple)) and not text
-
-
 def _no_tokens(options: dict[str, Any]) -> dict[str, Any]:
     """The output for an empty list of texts, which tokenizers do not accept."""
     wanted = {
         "input_ids": True,
-        "token_type_ids": options["return_token_type_ids"],
+        "token_type_ids": options.get("return_token_type_ids"),
         "attention_mask": options.get("return_attention_mask") is not False,
     }
     names = [name for name, is_wanted in wanted.items() if is_wanted]

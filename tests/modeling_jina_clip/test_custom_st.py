@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
@@ -202,3 +205,86 @@ def test_save_and_reload(model, images, tmp_path: Path) -> None:
 def test_an_item_of_another_kind_is_refused(model) -> None:
     with pytest.raises((ValueError, TypeError)):
         model.encode([{"audio": np.zeros(100, dtype=np.float32)}])
+
+
+def test_pixels_of_two_and_three_axes_are_images(model, reference, images) -> None:
+    grey = np.asarray(images[0].convert("L"))
+    colour = np.asarray(images[1].convert("RGB"))
+    expected = reference.encode_image([grey, colour])
+    for batch in ([grey, colour], [torch.tensor(grey), torch.tensor(np.moveaxis(colour, -1, 0))], [grey / 255, colour]):
+        np.testing.assert_allclose(model.encode(batch), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode(grey), expected[0], atol=1e-5)
+    np.testing.assert_allclose(model.encode(["a cat", grey])[1], expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (np.zeros((2, 8, 8, 3), np.uint8), r"array of shape \(2, 8, 8, 3\); .* list\(images\) if it holds several"),
+        (torch.zeros(2, 3, 8, 8), r"array of shape \(2, 3, 8, 8\); .* list\(images\)"),
+        ([np.zeros((1, 2, 8, 8, 3), np.uint8)], r"array of shape \(1, 2, 8, 8, 3\)"),
+        ([np.zeros(5)], r"array of shape \(5,\)"),
+        ([None], "NoneType: 'None'"),
+        ([b"bytes"], "bytes: .*'image': ..."),
+        ([Path("cat.png")], "PosixPath: 'cat.png'; .* a path or bytes as {'image': ...}"),
+        ([("a", "b")], "tuple: "),
+        ([["a", "b"]], "list: "),
+        ([{"text": "a", "image": "b"}], "dict: "),
+        ([{"text": 5}], "dict: "),
+        ([{}], "dict: "),
+        ([7], "int: '7'"),
+        ((text for text in ["a"]), "generator: "),
+    ],
+    ids=range(14),
+)
+def test_what_is_neither_is_one_line(model, inputs, words: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot embed inputs of kind {words}") as caught:
+        model.encode(inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_forms_of_texts_and_images(model, reference, images) -> None:
+    text = reference.encode_text(["a cat"])[0]
+    objects = np.empty(2, dtype=object)
+    objects[:] = ["a cat", images[0]]
+    for batch in (
+        [np.str_("a cat")],
+        np.array(["a cat"]),
+        ("a cat",),
+        objects,
+        [np.array("a cat")],
+        [{"text": "a cat"}],
+    ):
+        np.testing.assert_allclose(model.encode(batch)[0], text, atol=1e-5)
+    assert len(model.encode([])) == 0
+
+
+def test_vectors_of_tokens_are_said_to_be_elsewhere(model) -> None:
+    with pytest.raises(ValueError, match=r"one vector for each input and no 'token_embeddings'; .*last_hidden_state"):
+        model.encode(["a cat"], output_value="token_embeddings")
+    rows = model.encode(["a cat", "a dog"], output_value=None)
+    assert len(rows) == 2
+    assert rows[0]["sentence_embedding"].shape == (64,)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    items=st.lists(
+        st.one_of(
+            st.text(alphabet="ab c", max_size=6), st.none(), st.integers(), st.binary(max_size=4),
+            st.lists(st.integers(1, 9), min_size=1, max_size=5).map(lambda shape: np.zeros(shape, np.uint8)),
+            st.dictionaries(st.sampled_from(["text", "image", "audio"]), st.sampled_from(["a", 1, None]), max_size=2),
+        ),
+        max_size=3,
+    )
+)  # fmt: skip
+def test_any_list_gives_vectors_or_a_line(model, items: list) -> None:
+    try:
+        found = model.encode(items)
+    except (ValueError, TypeError, OSError) as error:
+        said = str(error)
+    else:
+        assert len(found) == len(items)
+        assert np.isfinite(found).all()
+        return
+    assert "\n" not in said

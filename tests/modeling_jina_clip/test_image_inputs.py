@@ -36,9 +36,11 @@ def test_modes_are_what_pillow_converts(mode: str) -> None:
     assert to_rgb(image).std() > 50
 
 
-def test_a_mode_that_pillow_does_not_convert_is_refused() -> None:
-    with pytest.raises(ValueError, match="image 1: conversion from La to L not supported"):
-        JinaCLIPImageProcessor(size=16)([Image.new("RGB", (4, 4)), Image.new("La", (4, 4))])
+def test_grey_with_premultiplied_alpha_is_read_as_grey_with_alpha() -> None:
+    """Pillow itself converts it to nothing but that."""
+    grey = Image.new("LA", (4, 4), (200, 255))
+    assert (to_rgb(grey.convert("La")) == to_rgb(grey)).all()
+    assert (to_rgb(grey) == 200).all()
 
 
 def test_alpha_is_dropped_as_in_the_published_preprocessing() -> None:
