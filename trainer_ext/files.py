@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "complete.json"
+STATE = "trainer_state.json"  # the Trainer's; every checkpoint has it
 PARTIAL_SUFFIX = ".partial"
 _STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -115,13 +116,15 @@ def seal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in words; None if it is whole."""
     try:
-        listed: dict[str, Any] = json.loads((folder / SEAL).read_text())
-    except (OSError, ValueError):
-        return f"it has no readable {SEAL}, so it was never finished"
+        listed: dict[str, Any] = read_json(folder / SEAL)
+    except (OSError, ValueError, RecursionError):
+        return f"it has no readable {SEAL}, so it was never finished or is damaged"
+    if not isinstance(listed, dict) or STATE not in listed:
+        return f"its {SEAL} does not list {STATE}, without which nothing can be resumed: it is damaged"
     for name, entry in listed.items():
         path = folder / name
         # Seals of earlier versions list sizes alone.
-        size, digest = (entry, None) if isinstance(entry, int) else (entry["bytes"], entry["sha256"])
+        size, digest = (entry, None) if isinstance(entry, int) else _size_and_hash(entry)
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
@@ -132,6 +135,11 @@ def damage(folder: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
+
+
+def _size_and_hash(entry: Any) -> tuple[Any, Any]:
+    """Of an entry that is damaged itself something that no file has."""
+    return (entry.get("bytes"), entry.get("sha256", "")) if isinstance(entry, dict) else (None, "")
 
 
 # --- checkpoints of a run ------------------------------------------------------------------------------------------
@@ -146,6 +154,13 @@ def keep_newest(run: Path, limit: int | None) -> None:
     leftovers = run.glob(f".checkpoint-*{PARTIAL_SUFFIX}")
     for path in [*checkpoints_of(run)[: -limit if limit else 0], *leftovers]:
         shutil.rmtree(path)
+
+
+def clear_leftovers(run: Path) -> None:
+    """Delete the folders that interrupted writes have left in a run, which is finished or the caller's alone."""
+    for path in [*run.glob(f".*{PARTIAL_SUFFIX}"), *run.glob(f"*/.*{PARTIAL_SUFFIX}")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def last_whole_checkpoint(run: Path, say: Callable[[str], object]) -> Path | None:

@@ -81,6 +81,22 @@ def cut_seal(folder: Path) -> None:
     (folder / SEAL).write_text('{"model.safe')
 
 
+def empty_seal(folder: Path) -> None:
+    (folder / SEAL).write_text("{}")
+
+
+def spoil_seal(folder: Path) -> None:
+    (folder / SEAL).write_text('{"trainer_state.json": {"bytes": null}, "x": [1]}')
+
+
+def nest_seal(folder: Path) -> None:
+    (folder / SEAL).write_text("[" * 100_000)
+
+
+def list_seal(folder: Path) -> None:
+    (folder / SEAL).write_text('["trainer_state.json"]')
+
+
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -89,6 +105,10 @@ def cut_seal(folder: Path) -> None:
         (drop_weights, "model.safetensors is missing"),
         (drop_seal, "never finished"),
         (cut_seal, "never finished"),
+        (empty_seal, "does not list trainer_state.json"),
+        (list_seal, "does not list trainer_state.json"),
+        (spoil_seal, "trainer_state.json has 2 bytes instead of None"),
+        (nest_seal, "never finished or is damaged"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tmp_path: Path, harm, reason: str) -> None:

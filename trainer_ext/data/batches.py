@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from trainer_ext.data.broken_rows import BrokenRows
-from trainer_ext.data.images import IMAGE_ERRORS
+from trainer_ext.data.images import IMAGE_ERRORS, on_background
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
 from trainer_ext.data.streams import SourceStream
@@ -151,7 +151,8 @@ class JointCollator:
     """Make the trainer's batch from the rows of one micro-batch, by the processor and by the rows' stage.
 
     Args:
-        processor: has ``tokenizer``, called as in transformers, and ``image_processor`` with its ``fitted``.
+        processor: has ``tokenizer``, called as in transformers, and ``image_processor`` with its ``fitted`` and
+            ``background``, on which transparent pictures lie unless their source has laid them on another one.
         stages: the recipe's stages; the rows' keys say which one a batch belongs to.
         seed: decides random crops, together with a row's source, epoch and number.
 
@@ -200,12 +201,14 @@ class JointCollator:
     def _picture(self, row: Row, stage: Stage) -> Any:
         if stage.random_resized_crop is None:
             return row["image"]
+        # Its colours, before the crop mixes them with those below the transparency.
+        picture = on_background(row["image"], getattr(self._processor.image_processor, "background", None))
         key = row["key"]
         label = hashlib.blake2b(f"{self._seed}/{key.source}/{key.epoch}/{key.index}/crop".encode(), digest_size=8)
         generator = np.random.default_rng(int.from_bytes(label.digest()))
         size = stage.image_size or self._processor.image_processor.size
         low, high = stage.random_resized_crop
-        return random_resized_crop(row["image"], size, (low, high), generator)
+        return random_resized_crop(picture, size, (low, high), generator)
 
     def _text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
         columns = {"query": [row["query"] for row in rows], "positive": [row["positive"] for row in rows]}

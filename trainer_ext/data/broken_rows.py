@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer_ext.data.formats import DataError
+from trainer_ext.data.formats import DataError, where_to_look
 from trainer_ext.recipe.schema import Source
 
 BROKEN_ROWS_FILE = "broken_rows.jsonl"
@@ -40,7 +40,7 @@ class BrokenRows:
     >>> broken.add(source, BrokenRow("pairs", "x.csv", 7, "q", "empty text."))
     >>> broken.add(source, BrokenRow("pairs", "x.csv", 9, "q", "empty text."))
     Traceback (most recent call last):
-    trainer_ext.data.formats.DataError: Source 'pairs', x.csv, row 9, column 'q': empty text. 2 rows of the source cannot be used, but its max_broken_rows is 1.
+    trainer_ext.data.formats.DataError: Source 'pairs', x.csv, row 9, column 'q': empty text. 2 rows of the source cannot be used, but its max_broken_rows is 1. (Rows count from 0.)
     """  # noqa: E501
 
     def __init__(self, path: str | os.PathLike | None) -> None:
@@ -67,7 +67,7 @@ class BrokenRows:
             DataError: it is one more than the source's ``max_broken_rows``.
         """
         if source.max_broken_rows == 0:
-            raise DataError(f"{row}")
+            raise DataError(f"{row} {where_to_look(source, row.file, row.row)}")
         if row[:3] in self._known:
             return
         # Written before it is counted: of several processes, the last one sees all rows.
@@ -76,7 +76,7 @@ class BrokenRows:
         self._known |= {row[:3]: row, **self._read()}
         count = sum(place[0] == source.name for place in self._known)
         if count > source.max_broken_rows:
-            raise DataError(f"{row} {over_budget(source, count)}")
+            raise DataError(f"{row} {over_budget(source, count)} {where_to_look(source, row.file, row.row)}")
 
     def counts(self) -> dict[str, int]:
         """Broken rows of each source that has any."""

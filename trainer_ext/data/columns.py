@@ -1,14 +1,17 @@
 """The data's columns become ours: found by their names, checked for their types."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, Image, LargeList, List, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, concatenate_datasets
 from datasets.packaged_modules.csv.csv import Csv
 
+from trainer_ext.data.faults import LABEL
 from trainer_ext.data.formats import DataError, Opened
 from trainer_ext.data.readers import FAULT
 from trainer_ext.recipe.problems import nearest
+from trainer_ext.recipe.schema import Source
 
 TEXT = (Value("string"), Value("large_string"))
 _LONG_TEXT = Value("large_string")
@@ -18,7 +21,19 @@ _WORDS = {
     "negatives": "a list of texts",
     "id": "a text or a whole number",
     "score": "a number",
+    "query": "a text",
+    "positive": "a text",
 }
+
+
+def with_labels(source: Source, names: Iterable[str]) -> Source:
+    """The source with further columns, as the data call them: classes, languages, whatever rows are judged apart by.
+
+    >>> pairs = {"name": "pairs", "task": "text-pair", "location": "x.csv", "format": "csv"}
+    >>> with_labels(Source(**pairs, columns={"query": "q", "positive": "a"}), ["language"]).columns
+    {'query': 'q', 'positive': 'a', 'label language': 'language'}
+    """
+    return source.model_copy(update={"columns": source.columns | {f"{LABEL}{name}": name for name in names}})
 
 
 def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
@@ -60,8 +75,9 @@ def mapped_columns(opened: Opened, features: Features) -> dict[str, str]:
         if theirs not in names:
             close = nearest(theirs, names)
             hint = f" Did you mean {close!r}?" if close else ""
+            said = "classes or by" if ours.startswith(LABEL) else ours
             raise DataError(
-                f"Source {source.name!r}: {opened.name} has no column {theirs!r} for {ours}.{hint} Its columns are"
+                f"Source {source.name!r}: {opened.name} has no column {theirs!r} for {said}.{hint} Its columns are"
                 f" {', '.join(names)}."
             )
     return columns
@@ -87,7 +103,7 @@ def usual_types(opened: Opened, features: Features) -> Features:
     for ours, feature in features.items():
         found[ours] = _usual(ours, feature, isinstance(opened.builder, Csv))
         if found[ours] is None:
-            source, words = opened.source, _WORDS.get(ours, "a text")
+            source, words = opened.source, _WORDS["id" if ours.startswith(LABEL) else ours]
             raise DataError(
                 f"Source {source.name!r}, {opened.name}: column {source.columns[ours]!r} holds {feature}, but {ours}"
                 f" must be {words}. Convert the column or map another one."
@@ -114,7 +130,9 @@ def _usual(ours: str, feature: Any, of_csv: bool) -> Any:
             if of_csv and feature in TEXT
             else None
         )
-    if ours == "id" and "int" in kind:
+    if ours.startswith(LABEL) and isinstance(feature, ClassLabel):
+        return feature
+    if (ours == "id" or ours.startswith(LABEL)) and "int" in kind:
         return {"int32": feature, "int64": feature, "uint64": Value("string")}.get(kind, Value("int64"))
     return None if ours == "negatives" else _usual_text(feature)
 

@@ -11,6 +11,7 @@ shifts every column. Here the header decides:
 """
 
 import csv
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,10 +25,27 @@ from datasets.utils.version import Version
 from trainer_ext.data.readers import FAULT, ROWS_AT_ONCE, reported
 
 SEPARATORS = (",", ";", "\t", "|")
-# Characters of one cell. The csv module's own limit, 131,072, is a setting of the whole process.
-MAX_CELL = 2**24
+MAX_CELL = 2**24  # characters of one cell
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _NOT_CLOSED = "unexpected end of data"
+
+
+class _CellLimit:
+    """Inside, cells may have ``MAX_CELL`` characters. The csv module's limit, 131,072, is one of the whole process."""
+
+    def __init__(self) -> None:
+        self._lock, self._found = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._found = csv.field_size_limit(MAX_CELL)
+
+    def __exit__(self, *error: object) -> None:
+        csv.field_size_limit(self._found)
+        self._lock.release()
+
+
+_LARGE_CELLS = _CellLimit()
 
 
 class CsvRows(Csv):
@@ -113,7 +131,6 @@ def _table(rows: list[list[str | None]], names: list[str], features: Features) -
 
 def _records(file: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Records that are not blank, each with the line that it begins on, from 1."""
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     with xopen(file, "rb") as start:
         if start.read(2) in _UTF_16:
             raise ValueError("it is UTF-16. Convert the file: iconv -f UTF-16 -t UTF-8")
@@ -130,7 +147,8 @@ def _records(file: str, separator: str) -> Iterator[tuple[int, list[str]]]:
         while True:
             held.clear()
             try:
-                cells = next(reader, None)
+                with _LARGE_CELLS:
+                    cells = next(reader, None)
             except csv.Error as error:
                 raise ValueError(f"line {before + 1}: {error}") from None
             if cells is None:
@@ -145,7 +163,8 @@ def _records(file: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 def _refuse_open_quote(lines: list[str], separator: str, line: int) -> None:
     """Only the last record of a file can have a quote that is never closed; the lenient reader would not say so."""
     try:
-        list(csv.reader(lines, delimiter=separator, strict=True))
+        with _LARGE_CELLS:
+            list(csv.reader(lines, delimiter=separator, strict=True))
     except csv.Error as error:
         if str(error) == _NOT_CLOSED:
             raise ValueError(f"line {line}: a quote is opened and never closed") from None

@@ -10,6 +10,9 @@ import pyarrow.compute as pc
 
 from trainer_ext.data.readers import FAULT
 
+# Begins our name of a column that is read beside those of the source's task; the data's own name follows.
+LABEL = "label "
+
 _TEXT_COLUMNS = ("caption", "query", "positive", "negatives")
 
 
@@ -29,7 +32,7 @@ def find_faults(table: pa.Table, columns: Sequence[str], negatives: int | None =
     """
     for column in columns:
         values = table.column(column)
-        for find, message in _CHECKS[column]:
+        for find, message in _CHECKS["label" if column.startswith(LABEL) else column]:
             rows = _rows(values, find)
             if len(rows):
                 yield Fault(rows, column, message)
@@ -194,5 +197,6 @@ _CHECKS: dict[str, list[tuple[Callable[[pa.Array], np.ndarray], str]]] = {
     "query": [(_no_text, _EMPTY)],
     "positive": [(_no_text, _EMPTY)],
     "negatives": [(_no_text, _EMPTY)],
+    "label": [(_no_id, "no value. Fill it or remove the row.")],
     "score": [(_no_number, "no finite number. Fill it or remove the row.")],
 }

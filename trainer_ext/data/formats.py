@@ -6,6 +6,7 @@ Nothing is downloaded, except for a source that names a data set of the Hub.
 import glob
 import os
 import tarfile
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.json.json import Json, JsonConfig
 
-from trainer_ext.data.csv_reader import CsvRows, read_header, separator_of
-from trainer_ext.data.readers import FAULT, JsonRows, Tars, json_features, plain_json
+from trainer_ext.data.csv_reader import CsvRows, line_of, read_header, separator_of
+from trainer_ext.data.readers import FAULT, HubJson, JsonRows, Tars, json_features, json_line_of, plain_json
 from trainer_ext.recipe.problems import nearest
 from trainer_ext.recipe.schema import Source
 
@@ -131,7 +134,8 @@ class Opened:
             if isinstance(self.builder, Json) and not all(plain_json(str(path)) for path in paths):
                 self.by_lines()
             folders = {path.parent for path in paths}
-            self.folder = str(folders.pop().absolute()) if len(folders) == 1 else None
+            own = str(folders.pop().absolute()) if len(folders) == 1 else None
+            self.folder = own if source.image_folder is None else os.path.abspath(source.image_folder)
 
     @property
     def name(self) -> str:
@@ -173,6 +177,11 @@ class Opened:
     def stream(self) -> datasets.IterableDataset:
         """The rows as they are read from the files, one shard after the other."""
         if self.source.format == "hub":
+            if isinstance(self.builder, FolderBasedBuilder):  # its rows name their pictures by addresses
+                raise DataError(
+                    f"Source {self.source.name!r}: {self.name} is a folder of picture files, which does not stream from"
+                    " the Hub. Take streaming out, or use a data set that holds its images in parquet or tar files."
+                )
             self._check_split(list(self.builder.config.data_files or self.builder.info.splits or {}))
         try:
             return self.builder.as_streaming_dataset(split=self.split)
@@ -209,17 +218,43 @@ def unreadable(opened: Opened, error: Exception, file: str | None = None) -> Unr
     return Unreadable(f"Source {source.name!r}: {file or opened.name} cannot be read as {source.format}: {detail}")
 
 
+def where_to_look(source: Source, file: str, row: int) -> str:
+    """How to find a row that a message names: what its number counts from, and its line in a file that has lines."""
+    line = 0
+    suffix = Path(file).suffix.lower()
+    try:
+        if suffix in _SUFFIXES["csv"]:
+            separator = source.separator or separator_of(file, list(source.columns.values()), suffix)
+            line = line_of(file, row, separator)
+        elif suffix in (".json", ".jsonl"):
+            line = json_line_of(file, row)
+    except (OSError, ValueError):  # a message about a file need not read it
+        pass
+    return f"(Rows count from 0; this one begins on line {line:,}.)" if line else "(Rows count from 0.)"
+
+
 def locate_row(source: Source, row: int) -> tuple[str, int]:
     """File of a row of a loaded source, and its number in there, from 0. Reads each file once: for messages only."""
-    if source.format == "hub":
-        return f"{source.location} at {source.revision}, split {source.split}", row
-    files = source_files(source)
-    for path in files[:-1]:
-        rows = _row_count(source, path)
-        if row < rows:
-            return str(path), row
-        row -= rows
-    return str(files[-1]), row
+    return RowPlaces(source)(row)
+
+
+class RowPlaces:
+    """``locate_row`` for many rows of one source: its files are listed once, and counted as far as it is asked."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._files = [] if source.format == "hub" else source_files(source)
+        self._begins = [0]  # first row of each file, and of the one behind the last that was counted
+
+    def __call__(self, row: int) -> tuple[str, int]:
+        """File of a row, by its number in the whole source, and its number in there."""
+        source = self._source
+        if not self._files:
+            return f"{source.location} at {source.revision}, split {source.split}", row
+        while row >= self._begins[-1] and len(self._begins) < len(self._files):
+            self._begins.append(self._begins[-1] + _row_count(source, self._files[len(self._begins) - 1]))
+        place = bisect_right(self._begins, row) - 1
+        return str(self._files[place]), row - self._begins[place]
 
 
 _COUNTED: dict[tuple[str, str, int], int] = {}
@@ -227,6 +262,8 @@ _COUNTED: dict[tuple[str, str, int], int] = {}
 
 def _row_count(source: Source, path: Path) -> int:
     place = (source.name, str(path), path.stat().st_mtime_ns)
+    if place not in _COUNTED and path.suffix.lower() == ".parquet":
+        _COUNTED[place] = pq.read_metadata(path).num_rows
     if place not in _COUNTED:
         opened = Opened(source.model_copy(update={"location": glob.escape(str(path)), "format": _format(path)}))
         try:
@@ -289,6 +326,8 @@ def _hub_builder(source: Source) -> datasets.DatasetBuilder:
                     " parquet files, or download and unpack it."
                 )
             return CsvRows(data_files=data_files, **_csv_options(source, files, source.separator))
+        if isinstance(builder, Json):
+            builder.__class__ = HubJson
         return builder
     except (DatasetNotFoundError, ValueError, OSError) as error:
         if isinstance(error, DataError):

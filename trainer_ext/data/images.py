@@ -10,11 +10,14 @@ What a cell of the data may name:
 """
 
 import hashlib
+import io
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +29,13 @@ from modeling_jina_clip import open_image as open_safely
 from modeling_jina_clip import to_rgb
 from trainer_ext.data.faults import Fault
 from trainer_ext.data.formats import DataError
+from trainer_ext.recipe.schema import Background
 
 # What reading an image can raise when it is broken, missing, or too large.
 IMAGE_ERRORS = (OSError, ValueError, TypeError)
 # Beyond this ratio of its sides a picture is a line: fitted to a square, it would be some gigabytes or all padding.
 MAX_RATIO = 500
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 
 
@@ -112,8 +117,24 @@ def _regular_files(folder: str) -> set[str]:
         return {entry.name for entry in entries if entry.is_file()}
 
 
-def open_image(stored: Mapping[str, Any]) -> tuple[Image.Image, str]:
+class InspectedImage(NamedTuple):
+    """A stored image as it is read, and what its file was before it became RGB.
+
+    ``turned``: its EXIF orientation was another than upright. ``transparent``: some of its pixels are see-through.
+    """
+
+    picture: Image.Image
+    label: str
+    mode: str
+    turned: bool
+    transparent: bool
+
+
+def open_image(stored: Mapping[str, Any], background: Background = None) -> tuple[Image.Image, str]:
     """An image as ``datasets`` stores it: the picture in RGB, and a label that is the same for equal pictures.
+
+    A transparent picture is laid on ``background``. Without one it stays RGBA, and whoever uses it decides: the model's
+    image processor, in training and in encoding.
 
     The label is a hash of the encoded bytes, so rows that repeat a picture are recognised whether it lies in the table,
     in one file or in two.
@@ -121,20 +142,74 @@ def open_image(stored: Mapping[str, Any]) -> tuple[Image.Image, str]:
     Raises:
         OSError, ValueError: no such file, an address, no image, or one that cannot be made a square.
     """
+    content = _content(stored)
+    with quiet_pillow():
+        return _as_pixels(open_safely(content), background), _label(content)
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Without Pillow's warnings: they name no file, and a picture whose pixels cannot be read is an error, which does.
+
+    They are of what is not pixels (EXIF cut short, the transparency of a palette) and of sizes below our limit.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def inspect_image(stored: Mapping[str, Any]) -> InspectedImage:
+    """``open_image``, with what is lost on the way to RGB. Raises the same errors."""
+    content = _content(stored)
+    with quiet_pillow():
+        opened = open_safely(content)  # first: it refuses the formats that are not to be opened
+        with Image.open(io.BytesIO(content)) as file:
+            turned = file.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        picture = _as_pixels(opened)
+    transparent = picture.mode == "RGBA" and bool((np.asarray(picture)[..., 3] < 255).any())
+    return InspectedImage(picture, _label(content), opened.mode, turned, transparent)
+
+
+def _content(stored: Mapping[str, Any]) -> bytes:
     path, content = stored["path"], stored["bytes"]
-    if content is None:
-        if path is None:
-            raise ValueError("neither bytes nor a path")
-        if _ADDRESS.match(path):
-            raise ValueError(f"{_shown(path)} is an address, and only files of this machine are read")
-        if not os.path.isfile(path):
-            raise FileNotFoundError("it is no regular file" if os.path.exists(path) else "there is no such file")
-        content = Path(path).read_bytes()
-    picture = Image.fromarray(to_rgb(open_safely(content)))
+    if content is not None:
+        return content
+    if path is None:
+        raise ValueError("neither bytes nor a path")
+    if _ADDRESS.match(path):
+        raise ValueError(f"{_shown(path)} is an address, and only files of this machine are read")
+    if not os.path.isfile(path):
+        raise FileNotFoundError("it is no regular file" if os.path.exists(path) else "there is no such file")
+    return Path(path).read_bytes()
+
+
+def _as_pixels(opened: Image.Image, background: Background = None) -> Image.Image:
+    """RGB on the background; RGBA of a transparent picture without one."""
+    if background is None and opened.has_transparency_data:
+        picture = Image.fromarray(np.dstack([to_rgb(opened), alpha_of(opened)]))
+    else:
+        picture = Image.fromarray(to_rgb(opened, background))
     short, long = sorted(picture.size)
     if long > MAX_RATIO * short:
         raise ValueError(f"{picture.width} x {picture.height} pixels are a line, not a picture")
-    return picture, f"bytes/{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+    return picture
+
+
+def _label(content: bytes) -> str:
+    return f"bytes/{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
+def on_background(picture: Image.Image, background: Background) -> Image.Image:
+    """RGB of a picture by the model's own rules: on the colour, or without its transparency."""
+    return Image.fromarray(to_rgb(picture, background))
+
+
+def alpha_of(picture: Image.Image) -> np.ndarray:
+    """The opacity (height, width) of a picture that has some: 255 where nothing shows through."""
+    if picture.mode.startswith("I;16"):
+        return np.where(np.asarray(picture) == picture.info["transparency"], 0, 255).astype(np.uint8)
+    whole = picture if picture.mode in ("RGBA", "LA") else picture.convert("LA" if picture.mode == "La" else "RGBA")
+    return np.asarray(whole.getchannel("A"))
 
 
 def undecodable(path: str | None, error: Exception) -> str:

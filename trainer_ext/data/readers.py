@@ -8,6 +8,7 @@ place, so that it is named, and left out within a source's budget, like any othe
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,9 @@ import pyarrow as pa
 from datasets import BuilderConfig, Features, List, Value
 from datasets.builder import Key
 from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
+from datasets.utils.file_utils import xopen
 from datasets.utils.version import Version
 
 # A column beside the data's own: null, or JSON [column, what is wrong with it].
@@ -25,6 +28,7 @@ FAULT = "row fault (trainer_ext)"
 ROWS_AT_ONCE = 1000
 # Brackets in a line of JSON beyond which the fast reader does not see it.
 MAX_NESTING = 500
+_FIRST_BYTES = 2**20
 # Samples of a tar that tell which members there are.
 _SAMPLES = 50
 # A member of a tar that is no picture: larger ones are not looked into.
@@ -63,6 +67,20 @@ class JsonRows(Csv):
                     yield Key(shard, number), table
 
 
+class HubJson(Json):
+    """JSON of the Hub by the reader of ``datasets``, after a look whether it can be read without taking us down."""
+
+    def _generate_tables(self, *, files_iterables: Any, **more: Any) -> Iterator[tuple[Key, pa.Table]]:
+        shards = [list(files) for files in files_iterables]
+        for file in (str(file) for files in shards for file in files):
+            if not plain_json(file):
+                raise ValueError(
+                    f"{file} holds lines that are no objects, or are nested deeply. Download the data set and name its "
+                    "files: of local files such rows are named, and may be left out"
+                )
+        yield from super()._generate_tables(files_iterables=shards, **more)
+
+
 def json_tables(file: str, features: Features, skip: int = 0) -> Iterator[pa.Table]:
     """The rows of one file from ``skip`` on, some at a time."""
     rows: list[dict[str, Any]] = []
@@ -81,13 +99,31 @@ def plain_json(file: str) -> bool:
     """Whether the fast reader may see the file: lines of objects, none of them deeply nested.
 
     At a line of ``null``, or at thousands of open brackets, pyarrow's reader does not fail but takes the process down.
+    Of a file that is elsewhere only the beginning is looked at: it would be fetched twice.
     """
-    with open(file, "rb") as lines:
+    limit = _FIRST_BYTES if "://" in file else math.inf
+    with xopen(file, "rb") as lines:
         for number, line in enumerate(lines):
             line = (line.removeprefix(b"\xef\xbb\xbf") if not number else line).strip()
+            if (limit := limit - len(line)) < 0:
+                return True
             if line and (not line.startswith(b"{") or line.count(b"{") + line.count(b"[") > MAX_NESTING):
                 return False
     return True
+
+
+def json_line_of(file: str, row: int) -> int:
+    """The line, from 1, of a row, from 0, of JSON lines; 0 where rows are no lines. Reads the file: for messages."""
+    number = -1
+    with open(file, "rb") as lines:
+        for place, line in enumerate(lines, 1):
+            text = line.removeprefix(b"\xef\xbb\xbf").strip()
+            if number < 0 and text.startswith(b"["):  # one list of rows
+                return 0
+            number += bool(text)
+            if number == row and text:
+                return place
+    return 0
 
 
 def _json_values(file: str) -> Iterator[bytes | Any]:

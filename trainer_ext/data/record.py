@@ -1,6 +1,7 @@
 """What a run takes from its sources, in ``DIR/sources``: each step's source, the shares at the end, rows left out.
 
 DIR/sources/steps.csv            one line per step: its number from 1, its stage, the source of each side
+DIR/sources/speed.csv            pairs and tokens a second of each log entry (written by trainer_ext.run.speed)
 DIR/sources/shares.json          rows that each source gave to each side and their share; broken rows by source
 DIR/sources/broken_rows.jsonl    rows that were left out: source, file, row, column and reason
 DIR/sources/streams/NAME.jsonl   bookmarks of a streaming source: where its windows begin
@@ -41,13 +42,14 @@ class SourceRecord(TrainerCallback):
         self.broken = broken
         self._stages = list(stages)
         self._step: list[str] = []
+        self._streams: list[SourceStream] = []
         broken.keep_in(self.folder / BROKEN_ROWS_FILE)
 
     def attach(self, tables: Mapping[str, Rows]) -> None:
         """Let streaming sources list their broken rows, and note where their windows begin."""
-        for rows in tables.values():
-            if isinstance(rows, SourceStream):
-                rows.broken, rows.bookmarks = self.broken, self.folder / "streams"
+        self._streams = [rows for rows in tables.values() if isinstance(rows, SourceStream)]
+        for rows in self._streams:
+            rows.broken, rows.bookmarks = self.broken, self.folder / "streams"
 
     def note(self, stage: str, sources: Mapping[str, str]) -> None:
         """The current step's stage, and the source of each of its sides."""
@@ -59,7 +61,17 @@ class SourceRecord(TrainerCallback):
         """Cut the list of steps back to where training goes on, and list the rows left out so far."""
         if state.is_world_process_zero:
             self.broken.write()
-            self._write("steps.csv", "".join(self._lines(state.global_step)))
+            lines, damaged = self._lines(state.global_step)
+            self._write("steps.csv", "".join(lines))
+            if damaged:
+                tqdm.write(
+                    f"{self.folder / 'steps.csv'}: {damaged} lines are damaged or of another recipe, and left out"
+                )
+            for stream in self._streams:
+                if damaged := stream.damaged_bookmarks():
+                    tqdm.write(
+                        f"source {stream.source.name}: {damaged} damaged bookmarks are left out; same rows, later"
+                    )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the step's line."""
@@ -93,11 +105,30 @@ class SourceRecord(TrainerCallback):
             for side, taken in rows.items()
         }
 
-    def _lines(self, steps: int) -> list[str]:
-        path = self.folder / "steps.csv"
+    def _lines(self, steps: int) -> tuple[list[str], int]:
+        """The lines up to a step that can be read, under the header; and how many there are missing."""
+        path, header = self.folder / "steps.csv", ",".join(_HEADER) + "\n"
         if steps == 0 or not path.is_file():
-            return [",".join(_HEADER) + "\n"]
-        return path.read_text(encoding="utf-8").splitlines(keepends=True)[: steps + 1]
+            return [header], steps
+        kept: dict[int, str] = {}
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[1:]:
+            if (number := self._step_of(line)) is not None and number <= steps:
+                kept[number] = line
+        return [header, *(line for _, line in sorted(kept.items()))], steps - len(kept)
+
+    def _step_of(self, line: str) -> int | None:
+        """The step of a line; None if the line is not one that ``on_step_end`` has written."""
+        try:
+            number, name, *names = next(csv.reader([line]))
+            stage = next(stage for stage in self._stages if stage.name == name)
+            sides = dict(stage.sides())
+            known = all(
+                (side in sides and source in sides[side].sources) or (side not in sides and not source)
+                for side, source in zip(SIDES, names, strict=True)
+            )
+            return int(number) if known and line.endswith("\n") and int(number) > 0 else None
+        except (ValueError, csv.Error, StopIteration):
+            return None
 
     def _write(self, name: str, text: str) -> None:
         write_whole(self.folder / name, text.encode())

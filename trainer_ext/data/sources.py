@@ -21,7 +21,7 @@ from datasets import Dataset, Image
 from trainer_ext.data.broken_rows import BrokenRow, BrokenRows, over_budget
 from trainer_ext.data.columns import TEXT, our_columns
 from trainer_ext.data.faults import Fault, as_numbers, find_faults, reported_faults
-from trainer_ext.data.formats import DataError, Opened, Unreadable, locate_row
+from trainer_ext.data.formats import DataError, Opened, Unreadable, locate_row, where_to_look
 from trainer_ext.data.images import (
     absolute_paths,
     missing_files,
@@ -89,7 +89,8 @@ def load_source(source: Source, broken: BrokenRows | None = None) -> Dataset:
     if len(rows) > source.max_broken_rows:
         more = f" {len(first.rows) - 1:,} more rows have this fault." if len(first.rows) > 1 else ""
         budget = f" {over_budget(source, len(rows))}" if source.max_broken_rows else ""
-        raise DataError(f"{_broken_row(source, int(first.rows[0]), first)}{more}{budget}")
+        row = _broken_row(source, int(first.rows[0]), first)
+        raise DataError(f"{row}{more}{budget} {where_to_look(source, row.file, row.row)}")
     if len(rows) == len(dataset):
         raise DataError(f"Source {source.name!r}: none of the rows of {opened.name} can be used: {first.message}")
     if broken is not None:
@@ -132,7 +133,7 @@ def read_rows(source: Source, dataset: Dataset, indices: Sequence[int]) -> list[
     columns = undecoded(dataset)[list(indices)]
     columns.pop(ROW_NUMBER, None)
     if isinstance(dataset.features.get("image"), Image):
-        opened = [open_image(stored) for stored in columns["image"]]
+        opened = [open_image(stored, source.background) for stored in columns["image"]]
         columns |= {"image": [one[0] for one in opened], "image_label": [one[1] for one in opened]}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

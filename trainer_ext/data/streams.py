@@ -13,8 +13,6 @@ To resume, a reader starts at the last bookmark before its position: the run's f
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,6 +23,7 @@ import pyarrow as pa
 from datasets import ArrowBasedBuilder, Features, Image
 from datasets.packaged_modules.json.json import Json
 
+from trainer_ext.data.bookmarks import Bookmark, Bookmarks
 from trainer_ext.data.broken_rows import BrokenRow, BrokenRows
 from trainer_ext.data.columns import mapped_columns, usual_types, usual_values
 from trainer_ext.data.faults import (
@@ -52,16 +51,6 @@ _ORDER_OF_SHARDS, _ORDER_IN_WINDOW = 3, 4
 _READ_AT_ONCE = 1000
 # A row's number in its shard and the shard's own one, as one whole number.
 _SHARD = 2**40
-
-
-class Bookmark(NamedTuple):
-    """Where a window begins: its number in the epoch, the shard's place in the epoch's order, the row in that shard."""
-
-    position: int
-    epoch: int = 0
-    window: int = 0
-    shard: int = 0
-    row: int = 0
 
 
 class _Window(NamedTuple):
@@ -108,7 +97,7 @@ class SourceStream:
             self._open()
         self._window: _Window | None = None
         self._windows: Iterator[_Window] | None = None
-        self._marks: set[Bookmark] | None = None
+        self._kept: Bookmarks | None = None
 
     @property
     def files(self) -> list[str]:
@@ -128,6 +117,34 @@ class SourceStream:
             DataError: more rows that cannot be used than the source's budget allows.
         """
         return [self._row(position) for position in positions]
+
+    def first_rows(self, number: int) -> pa.Table:
+        """Rows from the beginning of the first shard, with our names: at most ``number`` of them, usable or not."""
+        held: list[pa.Table] = []
+        for table in self._rest(0, 0):
+            held.append(table.slice(0, number - sum(map(len, held))))
+            if sum(map(len, held)) == number:
+                break
+        return concatenated(held)
+
+    def tables(self) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """Every row that can be used once, in the order of the files: identities (rows,), and images as stored.
+
+        Raises:
+            DataError: more rows that cannot be used than the source's budget allows.
+        """
+        for shard in range(self._shards):
+            row = 0
+            for table in self._rest(shard, 0):
+                identities = shard * _SHARD + np.arange(row, row + len(table))
+                row += len(table)
+                good = self._usable(table, identities)
+                yield identities[good], _finished(table.take(good))
+
+    def place(self, identity: int) -> tuple[str, int]:
+        """The file of a row of this stream, and its number in there, from 0."""
+        shard, row = divmod(identity, _SHARD)
+        return self._file(shard), row
 
     # --- before the first step -----------------------------------------------------------------------------------
 
@@ -162,7 +179,7 @@ class SourceStream:
             if "image" not in row:
                 break
             try:
-                row["image"], row["image_label"] = open_image(row["image"])
+                row["image"], row["image_label"] = open_image(row["image"], self.source.background)
                 break
             except IMAGE_ERRORS as error:
                 reason = undecodable(row["image"]["path"], error)
@@ -172,7 +189,7 @@ class SourceStream:
 
     def _window_at(self, position: int) -> _Window:
         if self._window is None or self._windows is None or position < self._window.begin.position:
-            self._windows = self._windows_from(self._last_bookmark(position))
+            self._windows = self._windows_from(self._marks().last(position))
             self._window = next(self._windows)
         while position >= self._window.end.position:
             self._window = next(self._windows)
@@ -182,7 +199,7 @@ class SourceStream:
         while True:
             begin = mark
             for window in self._epoch(mark):
-                self._note(window.begin)
+                self._marks().note(window.begin)
                 mark = window.end
                 if len(window.table):
                     yield window
@@ -218,12 +235,7 @@ class SourceStream:
         good = self._usable(table, identities)
         order = np.random.default_rng([*self._seed, _ORDER_IN_WINDOW, begin.epoch, begin.window]).permutation(good)
         end = end._replace(position=begin.position + len(order))
-        table = table.take(order)
-        if FAULT in table.column_names:
-            table = table.drop_columns([FAULT])
-        if "score" in table.column_names:
-            table = table.set_column(table.column_names.index("score"), "score", as_numbers(table.column("score")))
-        return _Window(begin, end, table, identities[order])
+        return _Window(begin, end, _finished(table.take(order)), identities[order])
 
     def _usable(self, table: pa.Table, identities: np.ndarray) -> np.ndarray:
         faults = list(reported_faults(table, self.source.columns))
@@ -240,8 +252,8 @@ class SourceStream:
         return np.setdiff1d(np.arange(len(table)), list(broken))
 
     def _broken_row(self, identity: int, column: str, reason: str) -> BrokenRow:
-        shard, row = divmod(identity, _SHARD)
-        return BrokenRow(self.source.name, self._file(shard), row, self.source.columns[column], reason)
+        file, row = self.place(identity)
+        return BrokenRow(self.source.name, file, row, self.source.columns[column], reason)
 
     # --- tables --------------------------------------------------------------------------------------------------
 
@@ -322,34 +334,24 @@ class SourceStream:
 
     # --- bookmarks -----------------------------------------------------------------------------------------------
 
-    def _note(self, mark: Bookmark) -> None:
-        file, noted = self._note_file(), self._noted()
-        if file is None or mark in noted:
-            return
-        noted.add(mark)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(handle, (json.dumps(mark) + "\n").encode())
-        finally:
-            os.close(handle)
-
-    def _noted(self) -> set[Bookmark]:
+    def _marks(self) -> Bookmarks:
         """The notes of earlier runs and other processes when this one began to read, and its own."""
-        if self._marks is None:
-            self._marks = {Bookmark(0)}
-            file = self._note_file()
-            if file is not None and file.is_file():
-                # A line that was cut by a kill is not a note.
-                lines = [line for line in file.read_text().splitlines() if line.endswith("]")]
-                self._marks.update(Bookmark(*json.loads(line)) for line in lines)
-        return self._marks
+        if self._kept is None:
+            self._kept = Bookmarks(None if self.bookmarks is None else self.bookmarks / f"{self.source.name}.jsonl")
+        return self._kept
 
-    def _note_file(self) -> Path | None:
-        return None if self.bookmarks is None else self.bookmarks / f"{self.source.name}.jsonl"
+    def damaged_bookmarks(self) -> int:
+        """Notes of the run so far that cannot be read: its rows are the same, but found again from an earlier one."""
+        return self._marks().damaged
 
-    def _last_bookmark(self, position: int) -> Bookmark:
-        return max(mark for mark in self._noted() if mark.position <= position)
+
+def _finished(table: pa.Table) -> pa.Table:
+    """Rows that are known to be good: nothing about faults, scores as numbers."""
+    if FAULT in table.column_names:
+        table = table.drop_columns([FAULT])
+    if "score" in table.column_names:
+        table = table.set_column(table.column_names.index("score"), "score", as_numbers(table.column("score")))
+    return table
 
 
 def _nested_feature(features: Any, name: str) -> Any:

@@ -18,11 +18,12 @@ from datasets import Dataset, Features, Image, List, Value
 from tqdm.auto import tqdm
 
 from trainer_ext.demo_data.captions import Glossary, compose, vocabulary
-from trainer_ext.demo_data.dictionary import Tables, build_pairs, read_senses, text_key
+from trainer_ext.demo_data.dictionary import Tables, build_pairs, read_senses
 from trainer_ext.demo_data.drawings import Drawing, read_drawings
 from trainer_ext.demo_data.errors import EmbeddedDataError
 from trainer_ext.demo_data.mining import Miner, Triplet
 from trainer_ext.demo_data.splits import SEED, draw, split_drawings
+from trainer_ext.negatives import text_key
 
 _TEXT = Value("string")
 _CAPTIONED = Features({"image": Image(), "caption": List(_TEXT), "id": _TEXT, "concept": _TEXT})

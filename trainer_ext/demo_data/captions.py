@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer_ext.demo_data.dictionary import PairTables, Sense, text_key
+from trainer_ext.demo_data.dictionary import PairTables, Sense
 from trainer_ext.demo_data.drawings import Drawing
 from trainer_ext.demo_data.groups import group_words
+from trainer_ext.negatives import text_key
 
 MIN_WORDS = 40
 MAX_WORDS = 80

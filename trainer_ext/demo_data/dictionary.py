@@ -10,7 +10,6 @@ held-out text in any table: spelling variants share definitions, and poets are q
 
 import json
 import re
-import string
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from typing import Any
 
 from trainer_ext.demo_data.errors import EmbeddedDataError, package_folder
 from trainer_ext.demo_data.splits import TEST_HEADWORDS, VALIDATION_HEADWORDS, draw
+from trainer_ext.negatives import text_key
 
 MIN_EXAMPLE_WORDS = 3
 MAX_WORDS = 80
@@ -35,7 +35,6 @@ _SENSE_NUMBER = re.compile(r"\{\d+\}")
 _ESCAPE = re.compile(r"\\'[0-9a-f]{2}|[|*\\]")
 _CROSS_REFERENCE = re.compile(r"(?:(?<=[.;])|^)\s*(?:--\s*)?(?:See(?: also)?|Cf\.)\s[^.;]*(?:[.;]|$)")
 _SPACE_BEFORE = re.compile(r"\s+([.,;:?!])")
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 @dataclass(frozen=True)
@@ -130,17 +129,6 @@ def _finish(text: str) -> str:
     words = unicodedata.normalize("NFC", text).split()[:MAX_WORDS]
     text = _SPACE_BEFORE.sub(r"\1", " ".join(words)).strip(" -,;:")
     return text if re.search(r"\w", text) else ""
-
-
-def text_key(text: str) -> str:
-    """What two texts must share to count as the same: their letters and digits, whatever the case and punctuation.
-
-    >>> text_key("A Roe;  a deer.") == text_key("a roe, a deer")
-    True
-    """
-    if text.isascii():
-        return " ".join(text.lower().translate(_PUNCTUATION).split())
-    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 PAIR_TABLES = ("headword_definition", "definition_example", "definition_definition")

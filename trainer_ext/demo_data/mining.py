@@ -2,14 +2,14 @@
 
 Only texts of the positive's own kind are searched (definitions for definitions, examples for examples), so that the
 form of a text does not give a negative away. The search text is query and positive together: a headword alone matches
-few definitions.
+few definitions. Index and judgement are those of ``python -m trainer_ext mine`` (``trainer_ext.negatives``).
 """
 
 from dataclasses import dataclass
 
-from trainer_ext.demo_data.dictionary import Pair, text_key
-from trainer_ext.demo_data.errors import require
+from trainer_ext.demo_data.dictionary import Pair
 from trainer_ext.demo_data.splits import draw
+from trainer_ext.negatives import Bm25, Judge, text_key
 
 NEGATIVES = 7
 POOL_SIZE = 25_000
@@ -31,19 +31,15 @@ class Miner:
     """A BM25 index over the positives of training pairs: ``POOL_SIZE`` of them, drawn by the seed, to keep it quick."""
 
     def __init__(self, pool: list[Pair]) -> None:
-        self._bm25s = require("bm25s")
         texts = {text_key(row.positive): row.positive for row in pool}
         (drawn,) = draw(texts, min(1.0, POOL_SIZE / max(1, len(texts))))
-        self._keys = [key for key in texts if key in drawn]
-        self._texts = [texts[key] for key in self._keys]
-        self._owners: dict[str, set[str]] = {}
+        keys = [key for key in texts if key in drawn]
+        owners: dict[str, set[str]] = {}
         for row in pool:
-            self._owners.setdefault(text_key(row.positive), set()).add(text_key(row.headword))
-        self._index = self._bm25s.BM25(backend="numpy")
-        self._index.index(self._tokens(self._texts), show_progress=False)
-
-    def _tokens(self, texts: list[str]) -> object:
-        return self._bm25s.tokenize(texts, stopwords="en", show_progress=False)
+            owners.setdefault(text_key(row.positive), set()).add(text_key(row.headword))
+        self._texts = [texts[key] for key in keys]
+        self._judge = Judge(self._texts, [owners[key] for key in keys], _NEARLY_THE_SAME)
+        self._index = Bm25(self._texts)
 
     def mine(self, rows: list[Pair], threads: int) -> list[Triplet]:
         """A triplet for each row that has enough valid negatives.
@@ -53,27 +49,13 @@ class Miner:
         """
         if len(self._texts) < _CANDIDATES:
             return []
-        searches = self._tokens([f"{row.query} {row.positive}" for row in rows])
-        found = self._index.retrieve(
-            searches, k=_CANDIDATES, show_progress=False, n_threads=threads, backend_selection="numpy"
-        )
+        documents, scores = self._index.top([f"{row.query} {row.positive}" for row in rows], _CANDIDATES, threads)
         triplets = []
-        for row, hits, scores in zip(rows, found.documents, found.scores, strict=True):
+        for row, hits, of_hits in zip(rows, documents, scores, strict=True):
             # A score of zero is no match at all: such a text is not hard.
-            negatives = self._valid(row, [int(hit) for hit, score in zip(hits, scores, strict=True) if score > 0])
+            found = [int(hit) for hit, score in zip(hits, of_hits, strict=True) if score > 0]
+            judged = self._judge.of(found, row.query, [row.positive], {text_key(row.headword)})
+            negatives = [self._texts[number] for number in judged.negatives[:NEGATIVES]]
             if len(negatives) == NEGATIVES:
                 triplets.append(Triplet(row.query, row.positive, negatives, row.headword))
         return triplets
-
-    def _valid(self, row: Pair, hits: list[int]) -> list[str]:
-        own = {text_key(row.query), text_key(row.positive)}
-        words, headword = set(text_key(row.positive).split()), text_key(row.headword)
-        negatives: list[str] = []
-        for hit in hits:
-            key = self._keys[hit]
-            other = set(key.split())
-            alike = len(words & other) / max(1, len(words | other))
-            right = alike > _NEARLY_THE_SAME or other <= words
-            if key not in own and headword not in self._owners[key] and not right:
-                negatives.append(self._texts[hit])
-        return negatives[:NEGATIVES]

@@ -2,10 +2,11 @@
 
 1. ``schema``: every key and its type; ``LOSS_RULES``, the losses that a recipe may name.
 2. ``checks``: what keys must be to each other.
-3. ``recipe``: ``Recipe`` and ``load_recipe``, fingerprint and differences.
-4. ``reading``: YAML, packaged names, source lists, overrides, paths.
-5. ``arguments``: which keys are ``TrainingArguments``. Only this file imports torch, and only once a recipe is loaded.
-6. ``problems``: the wording of errors, with "did you mean".
+3. ``evaluation``: the tasks to measure, in a recipe or in a file of their own.
+4. ``recipe``: ``Recipe`` and ``load_recipe``, fingerprint and differences.
+5. ``reading``: YAML, packaged names, source lists, overrides, paths.
+6. ``arguments``: which keys are ``TrainingArguments``. Only this file imports torch, and only once a recipe is loaded.
+7. ``problems``: the wording of errors, with "did you mean".
 
     >>> from trainer_ext.recipe import load_recipe
     >>> load_recipe("openmoji", ["stages.0.steps=12"]).stages[0].steps

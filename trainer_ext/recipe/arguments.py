@@ -221,6 +221,8 @@ SAID_ELSEWHERE = {
     "auto_find_batch_size": "stages.N.image_text.batch_size and stages.N.text.batch_size",
     "train_sampling_strategy": "the recipe's sources and their weights",
     "eval_on_start": "`evaluation`, which always measures before training and after each stage",
+    "metric_for_best_model": "`evaluation.keep_best`",
+    "greater_is_better": "`evaluation.keep_best`, which knows of which figures less is better",
 }
 # Arguments of the base class that a recipe may not set, with the reason.
 _FIXED = {

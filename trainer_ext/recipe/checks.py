@@ -13,8 +13,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from trainer_ext.recipe.problems import Problem, nearest
+from trainer_ext.recipe.problems import Problem, RecipeError, nearest
+from trainer_ext.recipe.reading import path_of
 from trainer_ext.recipe.schema import (
     IMAGE_PARTS,
     LOSS_RULES,
@@ -95,10 +97,16 @@ def _format_problems(source: Source) -> Iterator[Problem]:
         for name in ("config", "revision"):
             if getattr(source, name) is not None:
                 yield name, f"is for format hub; {source.format} has no such thing. Take it out."
+    if source.background is not None and source.task != "image-text":
+        yield "background", f"is for pictures; task {source.task} has none. Take it out."
+    if source.image_folder is not None and (source.task != "image-text" or source.format in ("hub", "embedded")):
+        yield "image_folder", "is for paths of pictures in files of yours. Take it out."
     if source.separator is not None and source.format not in ("csv", "imagefolder", "hub"):
         yield "separator", f"is for format csv; {source.format} has no such thing. Take it out."
     if source.shuffle_buffer is not None and not source.streaming:
         yield "shuffle_buffer", "is for streaming sources; others are shuffled as a whole. Take it out."
+    if source.holdout is not None and source.streaming:
+        yield "holdout", "needs all rows at once, and a streaming source is not read before training. Take one out."
 
 
 def loss_problems(place: str, side_name: SideName, side: SideLoss) -> Iterator[Problem]:
@@ -144,9 +152,27 @@ def left_out_problems(place: str, matryoshka: Matryoshka, width: int) -> Iterato
 
 def embedding_width(model: Path) -> int | None:
     """The embedding's width that a preset or a checkpoint folder states; None where its configuration does not."""
+    content, width = read_model_config(model), None
+    for part in (content, content.get("text_config")):
+        width = width or (part.get("projection_dim") or part.get("embed_dim") if isinstance(part, dict) else None)
+    return width if isinstance(width, int) else None
+
+
+def read_model_config(model: Path) -> dict[str, Any]:
+    """The content of a preset or of a checkpoint folder's config.json, not checked further.
+
+    Raises:
+        RecipeError: it cannot be read, or is no JSON object.
+    """
     file = model / "config.json" if model.is_dir() else model
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return content.get("projection_dim") or content.get("text_config", {}).get("embed_dim")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise RecipeError(f"model {file} cannot be read: {words}. It is cut or damaged: copy it again.") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"model {file} is not a model's configuration: expected a JSON object. Copy it again.")
+    return content
 
 
 def width_problems(place: str, dims: list[int], width: int) -> Iterator[Problem]:
@@ -242,7 +268,7 @@ def missing_towers(initialize: InitializeSpec) -> Iterator[Problem]:
     for tower, value in initialize:
         if value is None:
             continue
-        path = Path(value).expanduser()
+        path = path_of(value)
         if path.is_dir() and not any(path.glob("*.safetensors")):
             yield f"initialize.{tower}", f"{value!r} is a folder without a .safetensors file. Pickles are not read."
         elif not path.is_dir() and not (path.is_file() and path.suffix == ".safetensors"):

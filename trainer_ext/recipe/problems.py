@@ -47,10 +47,45 @@ def reason(message: str) -> str:
     return message.replace("Input should be", "must be")
 
 
+# What other trainers call our keys; the last part of a dotted name is the key here.
+_ALIASES = {
+    "lr": "learning_rate",
+    "base_lr": "learning_rate",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "train_batch_size": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "max_len": "max_length",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "warmup": "warmup_steps",
+    "warmup_ratio": "warmup_steps",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "resolution": "image_size",
+    "img_size": "image_size",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "iterations": "steps",
+    "dataset": "sources",
+    "datasets": "sources",
+    "data": "sources",
+    "path": "location",
+    "temp": "temperature",
+    "tau": "temperature",
+}
+_EPOCHS = ("epoch", "epochs", "num_epochs", "num_train_epochs", "n_epochs", "max_epochs")
+_NO_EPOCHS = "A stage has `steps`, and no epochs: for E epochs of N rows give steps = E * N / batch_size"
+
+
 def unknown_key(key: str, value: Any, valid: Iterable[str], also_valid: Iterable[str] = ()) -> str:
     """Message for a key that does not exist: the nearest valid name, else the list of ``valid``."""
     valid = sorted(valid)
-    close = nearest(key, [*valid, *also_valid])
+    if key.lower() in _EPOCHS:
+        return f"unknown key (value {shorten(value)}). {_NO_EPOCHS}."
+    close = _ALIASES.get(key.lower())
+    if close not in valid:
+        close = nearest(key, [*valid, *also_valid])
     if close:
         return f"unknown key (value {shorten(value)}). Did you mean {close!r}?"
     more = ", and every training argument" if also_valid else ""

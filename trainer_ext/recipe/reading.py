@@ -20,17 +20,30 @@ import yaml
 
 from trainer_ext.recipe.problems import RecipeError, nearest, shorten
 
-Kind = Literal["models", "recipes", "sources"]
-_WORDS = {"models": "model preset", "recipes": "recipe", "sources": "source list"}
+Kind = Literal["models", "recipes", "sources", "evaluation"]
+_WORDS = {"models": "model preset", "recipes": "recipe", "sources": "source list", "evaluation": "file of tasks"}
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "models": (".json",),
     "recipes": (".yaml", ".yml"),
     "sources": (".yaml", ".yml"),
+    "evaluation": (".yaml", ".yml"),
 }
 
 
+def path_of(name: str | Path) -> Path:
+    """A path as it is written, with ``~`` and ``~user`` as the home folder.
+
+    Raises:
+        RecipeError: there is no such user.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise RecipeError(f"{str(name)!r}: {str(error).rstrip('.')}. Write the folder itself in place of ~.") from None
+
+
 def configuration_folder() -> Path:
-    """The folder with ``models/``, ``recipes/`` and ``sources/``: the installed one, else the checkout's."""
+    """The folder of ``models/``, ``recipes/`` and so on: the installed one, else the checkout's."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "configuration", here.parent / "configuration"):
         if folder.is_dir():
@@ -53,7 +66,7 @@ def available_resources(kind: Kind) -> list[str]:
 
 
 def find_resource(kind: Kind, name: str | Path) -> Path:
-    """Turn a name or a path into the path of a preset ("models"), a recipe or a source list.
+    """Turn a name or a path into the path of a preset ("models"), a recipe, a source list or a file of tasks.
 
     A path that exists wins: a file of that kind, and for "models" also a checkpoint folder that holds a config.json.
     Otherwise ``name`` is looked up in the packaged configuration folder.
@@ -64,7 +77,7 @@ def find_resource(kind: Kind, name: str | Path) -> Path:
     >>> find_resource("recipes", "openmoji").name
     'openmoji.yaml'
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     if path.is_file() or (kind == "models" and (path / "config.json").is_file()):
         return path
     if kind == "models" and (path / "adapter_config.json").is_file():
@@ -95,6 +108,15 @@ def locate_towers(value: Any, folder: Path) -> Any:
         tower: str(folder.absolute() / path) if isinstance(path, str) and (folder / path).exists() else path
         for tower, path in value.items()
     }
+
+
+def locate_suite(value: Any, folder: Path) -> Any:
+    """``evaluation`` with a file of tasks beside the recipe made absolute; a packaged suite's name is left alone."""
+    if isinstance(value, str):
+        return str(folder.absolute() / value) if (folder / value).is_file() else value
+    if isinstance(value, dict) and isinstance(value.get("suite"), str):
+        return {**value, "suite": locate_suite(value["suite"], folder)}
+    return value
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -272,12 +294,13 @@ def beside(value: Any, folder: Path) -> Any:
 
 
 def _locate(item: Any, folder: Path) -> Any:
-    """A source item with its location made absolute. Embedded tables and the Hub's data sets are names, not paths."""
+    """A source item with its paths made absolute. Embedded tables and the Hub's data sets are names, not paths."""
     if not isinstance(item, dict) or not isinstance(item.get("location"), str):
         return item
     if item.get("format") in ("embedded", "hub"):
         return item
-    return {**item, "location": str(folder.absolute() / Path(item["location"]).expanduser())}
+    paths = {key: item[key] for key in ("location", "image_folder") if isinstance(item.get(key), str)}
+    return item | {key: str(folder.absolute() / path_of(path)) for key, path in paths.items()}
 
 
 def finish_sources(tree: dict[str, Any], sides: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from trainer_ext.recipe.checks import (
     tuning_problems,
     width_problems,
 )
+from trainer_ext.recipe.evaluation import EvaluationSpec
 from trainer_ext.recipe.problems import (
     Problem,
     RecipeError,
@@ -44,6 +45,7 @@ from trainer_ext.recipe.reading import (
     expand_sources,
     find_resource,
     finish_sources,
+    locate_suite,
     locate_towers,
     read_yaml,
     split_override,
@@ -51,7 +53,6 @@ from trainer_ext.recipe.reading import (
 from trainer_ext.recipe.schema import (
     SIDES,
     AttentionName,
-    EvaluationSpec,
     InitializeSpec,
     LoraSpec,
     Matryoshka,
@@ -66,7 +67,7 @@ class Recipe(Strict):
     """One training run. ``training`` holds the recipe's top-level keys that are TrainingArguments fields.
 
     ``attn_implementation`` names an attention backend of transformers that can train both towers.
-    ``matryoshka`` is for every loss of every stage that says nothing else. ``evaluation`` may be the suite's bare name.
+    ``matryoshka`` is for every loss of every stage that says nothing else. ``evaluation`` may be a suite's bare name.
     """
 
     name: str
@@ -94,6 +95,8 @@ class Recipe(Strict):
             problems += initialize_problems(self.initialize, isinstance(self.tokenizer, TokenizerSpec))
         if self.matryoshka is not None:
             problems += matryoshka_problems("matryoshka", self.matryoshka)
+        if self.evaluation is not None:
+            problems += self.evaluation.problems(self.sources)
         problems += self._tuning_problems()
         if problems:
             raise PydanticCustomError("recipe_checks", "{text}", {
@@ -158,6 +161,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     tree |= {key: beside(tree[key], path.parent) for key in ("model", "tokenizer") if key in tree}
     if "initialize" in tree:
         tree["initialize"] = locate_towers(tree["initialize"], path.parent)
+    if "evaluation" in tree:
+        tree["evaluation"] = locate_suite(tree["evaluation"], path.parent)
     tree["sources"] = expand_sources(tree.get("sources", []), path.parent)
     for _, value in lists:
         tree["sources"] = expand_sources(value, Path.cwd())
@@ -199,6 +204,9 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     content["training"] = {k: v for k, v in content["training"].items() if not k.startswith(_HARMLESS_TRAINING)}
     for source in content["sources"]:
         del source["max_broken_rows"]  # a run that met one broken row too many may go on with a larger budget
+        for key in ("holdout", "background", "image_folder"):  # runs of versions without them go on
+            if source[key] is None:
+                del source[key]
     return content
 
 

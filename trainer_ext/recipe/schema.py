@@ -3,7 +3,7 @@
 1. ``Source``: where rows come from, which columns they have, and how they are read.
 2. ``LossRule``, ``SideLoss``, ``Side``: the loss of half a joint step. docs/losses.md has each option's equation.
 3. ``Stage``: everything that may change at a boundary, with the parts of the model that it trains.
-4. ``InitializeSpec``, ``LoraSpec``, ``TokenizerSpec``, ``EvaluationSpec``: sections for a whole run.
+4. ``InitializeSpec``, ``LoraSpec``, ``TokenizerSpec``: sections for a whole run; ``evaluation`` has a file of its own.
 
 What keys must be to each other is in ``checks``.
 
@@ -74,6 +74,16 @@ def _in_order(scale: list[float]) -> list[float]:
     return scale
 
 
+def _colour(value: Any) -> Any:
+    whole = isinstance(value, list | tuple) and all(type(part) is int and 0 <= part <= 255 for part in value)
+    if value is None or value == "white" or (whole and len(value) == 3):
+        return value
+    raise PydanticCustomError("background", "must be 'white' or [red, green, blue], whole numbers from 0 to 255")
+
+
+# What shows through transparent pictures.
+Background = Annotated[Literal["white"] | list[int] | None, PlainValidator(_colour)]
+
 # Smallest and largest share of a picture's area that a random crop keeps, as open_clip's ``scale``.
 CropScale = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 
@@ -85,12 +95,16 @@ class Source(Strict):
     own column names; a dot leads into a nested one (``caption: json.text``).
     ``location`` is a file, a glob pattern or a folder; for "hub" a data set's name such as ``owner/photos``, read at
     the commit ``revision`` and configuration ``config``; for "embedded" a table such as ``openmoji/short_captions``.
+    ``image_folder`` is where relative paths of pictures start, if that is not the folder of the files that name them.
     ``weight`` is the factor f in P(source) = rows * f / sum (arXiv 2405.20204, training data).
     ``streaming`` reads rows one after the other, without a copy on disk and without knowing how many there are;
     ``shuffle_buffer`` rows at a time are shuffled in memory.
     ``separator`` stands between the cells of a CSV file; without it the header tells which one it is.
     ``prompts`` are put before the texts of a column.
+    ``background`` is the colour, "white" or [red, green, blue], on which transparent pictures lie; without it, that of
+    the model's image processor.
     ``max_broken_rows`` may be left out, each with its reason in the run's ``broken_rows.jsonl``; one more ends the run.
+    ``holdout`` keeps this share of the rows from training, to measure on them.
     """
 
     name: Name
@@ -99,6 +113,7 @@ class Source(Strict):
     format: Format
     columns: dict[str, str]
     split: str = "train"
+    image_folder: str | None = None
     weight: PositiveFloat = 1.0
     config: str | None = None
     revision: str | None = None
@@ -106,7 +121,9 @@ class Source(Strict):
     shuffle_buffer: PositiveInt | None = None
     separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     prompts: dict[str, str] = Field(default_factory=dict)
+    background: Background = None
     max_broken_rows: Annotated[int, Field(ge=0)] = 0
+    holdout: Annotated[float, Field(gt=0.0, le=0.5)] | None = None
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
@@ -359,10 +376,3 @@ class TokenizerSpec(Strict):
     """Train a WordPiece tokenizer on the texts of the recipe's own training sources."""
 
     vocab_size: PositiveInt
-
-
-class EvaluationSpec(Strict):
-    """Which suite is measured; and again with embeddings cut to each of ``truncate_dims`` (Matryoshka)."""
-
-    suite: str
-    truncate_dims: list[PositiveInt] = Field(default_factory=list)

@@ -67,6 +67,7 @@ def test_one_row_more_than_the_budget(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"Source 'pairs', {first}, row 1, column 'q': empty text. Fill it or remove the row. 1 more rows have this"
         " fault. 2 rows of the source cannot be used, but its max_broken_rows is 1."
+        " (Rows count from 0; this one begins on line 2.)"
     )
 
 

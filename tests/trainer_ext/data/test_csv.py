@@ -105,7 +105,8 @@ def test_score_that_is_no_number_is_named_and_may_be_left_out(
     path = write_csv(tmp_path / "rows.csv", ["q,a,s", *(f"q{n},a,{cell if n == 6 else n / 4}" for n in range(9))])
     with pytest.raises(DataError) as caught:
         read(scored(path, streaming=streaming), 8)
-    assert str(caught.value) == f"Source 'sts', {path}, row 6, column 's': {words}"
+    where = "(Rows count from 0; this one begins on line 8.)"
+    assert str(caught.value) == f"Source 'sts', {path}, row 6, column 's': {words} {where}"
     broken = BrokenRows(None)
     found = read(scored(path, streaming=streaming, max_broken_rows=1), 8, broken)
     assert {row["query"]: row["score"] for row in found} == {f"q{n}": n / 4 for n in range(9) if n != 6}
@@ -124,3 +125,18 @@ def test_files_may_differ_in_columns_that_are_not_mapped(tmp_path: Path, streami
     other.write_text("\n\n")
     with pytest.raises(DataError, match=r"rows-2\.csv has no column 'q' for query"):
         read(source, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.csv", 'q,a\n"1\n2",b\n\n ,c\n', r"row 1, column 'q': empty text.* begins on line 5\.\)"),
+        ("x.jsonl", '\n{"q": "1", "a": "b"}\n\n{"q": "", "a": "c"}\n', r"row 1, .* begins on line 4\.\)"),
+        ("x.json", '[{"q": "1", "a": "b"},\n{"q": "", "a": "c"}]', r"row 1, .* \(Rows count from 0\.\)"),
+    ],
+)
+def test_messages_say_what_rows_count_from_and_the_line(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    format = "csv" if name.endswith("csv") else "json"
+    with pytest.raises(DataError, match=words):
+        load_sources([pair_source(tmp_path / name, format)])

@@ -3,6 +3,7 @@
 The client reads its address and whether it may connect when it is imported, so each case is a process of its own.
 """
 
+import gzip
 import json
 import os
 import subprocess
@@ -80,7 +81,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LoopbackHub,
         third = server.add_dataset("me/pictures", {"train-0.tar": tar.read_bytes()})
         csv = {"train.csv": b"q,a\n00005,TRUE\n1.50,null\n7,x\n8,y\n9,z\n", "test.csv": b"q,a,other\n1,2,3\n"}
         fourth = server.add_dataset("me/table", csv)
-        yield server, [first, second, third, fourth]
+        packed = {"train.csv.gz": gzip.compress(csv["train.csv"])}
+        fifth = server.add_dataset("me/packed", packed)
+        sixth = server.add_dataset("me/nulls", {"train.jsonl": b"null\n" + lines(pairs(0, 3))})
+        captions = "file_name,text\n" + "".join(f"{n}.png,shade {n}\n" for n in range(5))
+        folder = {f"train/{n}.png": png(n) for n in range(5)} | {"train/metadata.csv": captions.encode()}
+        seventh = server.add_dataset("me/folder", folder)
+        yield server, [first, second, third, fourth, fifth, sixth, seventh]
 
 
 def read(server: LoopbackHub, folder: Path, sources: list[dict[str, Any]]) -> list[Any]:
@@ -101,7 +108,7 @@ def of_hub(revision: str, config: str = "plain", **changes: Any) -> dict[str, An
 
 
 def test_data_sets_are_read_at_their_commit(hub: tuple[LoopbackHub, list[str]], tmp_path: Path) -> None:
-    server, [first, second, third, fourth] = hub
+    server, [first, second, third, fourth, *_] = hub
     place = {"location": "me/pictures", "config": None}
     pictures = of_hub(third) | place | {"task": "image-text", "columns": {"image": "png", "caption": "txt"}}
     answers = read(
@@ -138,6 +145,23 @@ def test_data_sets_are_read_at_their_commit(hub: tuple[LoopbackHub, list[str]], 
     cells = [("00005", "TRUE"), ("1.50", "null"), ("7", "x"), ("8", "y"), ("9", "z")]
     for rows in answers[11:]:
         assert sorted((row["query"], row["positive"]) for row in rows) == cells
+
+
+def test_data_sets_that_are_read_in_another_way_or_refused(hub: tuple[LoopbackHub, list[str]], tmp_path: Path) -> None:
+    server, [*_, packed, nulls, folder] = hub
+    table = of_hub(packed) | {"location": "me/packed", "config": None}
+    rows = of_hub(nulls) | {"location": "me/nulls", "config": None}
+    pictures = of_hub(folder) | {"location": "me/folder", "config": None, "task": "image-text"}
+    pictures |= {"columns": {"image": "image", "caption": "text"}}
+    streaming = {"streaming": True}
+    answers = read(server, tmp_path, [table, table | streaming, rows, rows | streaming, pictures, pictures | streaming])
+    for answer in answers[:2]:
+        assert "train.csv.gz is a compressed CSV file, which is not read" in answer
+    for answer in answers[2:4]:  # pyarrow's reader would take the process down
+        assert "holds lines that are no objects" in answer
+    shades = [{"image": n, "caption": f"shade {n}"} for n in range(5)]
+    assert sorted(answers[4], key=lambda row: row["image"]) == shades
+    assert "is a folder of picture files, which does not stream" in answers[5]
 
 
 @pytest.mark.parametrize(

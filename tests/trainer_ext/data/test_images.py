@@ -1,12 +1,14 @@
 """Rows that show the same picture are recognised: by a declared id, else by the picture's content."""
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.trainer_ext.source_files import picture_source, png, write_tar
@@ -113,3 +115,17 @@ def test_labels_know_neither_path_nor_process(tmp_path: Path) -> None:
     expected = "bytes/" + hashlib.blake2b(png(7), digest_size=16).hexdigest()
     assert [open_image(one)[1] for one in stored] == [expected] * 4
     assert open_image({"bytes": png(8), "path": None})[1] != expected
+
+
+def test_pillows_warnings_about_other_things_than_pixels_are_kept_quiet(recwarn: pytest.WarningsRecorder) -> None:
+    """They name no file and tear the bar apart; here a palette whose transparency is given in bytes."""
+    picture = Image.new("P", (4, 4))
+    picture.putpalette([250, 0, 0] + [0] * 765)
+    stored = io.BytesIO()
+    picture.save(stored, "PNG", transparency=bytes([128] * 256))
+    plain = io.BytesIO(stored.getvalue())
+    Image.open(plain).convert("RGB")
+    assert [str(item.message) for item in recwarn if "Palette images" in str(item.message)]
+    recwarn.clear()
+    assert open_image({"bytes": stored.getvalue(), "path": None})[0].getpixel((0, 0)) == (250, 0, 0, 128)
+    assert list(recwarn) == []

@@ -16,6 +16,7 @@ from trainer_ext.data.batches import JointDataset
 from trainer_ext.data.formats import DataError, source_files
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import load_source, load_sources, read_rows
+from trainer_ext.data.streams import SourceStream
 from trainer_ext.recipe.schema import Source
 
 PAIRS = {"q": ["null", "two", "three"], "a": ["eins", "NA", "drei"]}
@@ -313,6 +314,20 @@ def test_relative_image_paths_need_one_folder(tmp_path: Path) -> None:
         write_json(tmp_path / part / "rows.jsonl", [GOOD["image-text"]])
     message = refusal(source(tmp_path / "*" / "rows.jsonl", task="image-text"))
     assert "relative image paths need one folder" in message
+
+
+def test_a_folder_of_pictures_elsewhere_is_named(tmp_path: Path) -> None:
+    """Also for files in several folders; what is missing is told by the user's own file."""
+    pictures(tmp_path / "pictures", ["a.png"])
+    for part in ("one", "two"):
+        (tmp_path / part).mkdir()
+        write_json(tmp_path / part / "rows.jsonl", [GOOD["image-text"]])
+    item = source(tmp_path / "*" / "rows.jsonl", task="image-text", image_folder=str(tmp_path / "pictures"))
+    assert [row["image"].size for row in read_rows(item, load_source(item), [0, 1])]
+    stream = SourceStream(item.model_copy(update={"streaming": True}), seed=1)
+    assert [found.row["caption"] for found in stream.read([0, 1])] == [GOOD["image-text"]["text"]] * 2
+    (tmp_path / "pictures" / "a.png").unlink()
+    assert f"no image file {tmp_path / 'pictures' / 'a.png'}" in refusal(item)
 
 
 def test_image_folder_without_metadata(tmp_path: Path) -> None:

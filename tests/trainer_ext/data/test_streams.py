@@ -196,7 +196,8 @@ def test_row_that_cannot_be_used_is_named_and_ends_the_run(tmp_path: Path) -> No
     path = spoil(tmp_path, file=1, row=9)
     with pytest.raises(DataError) as caught:
         stream_of(tmp_path).read(range(ROWS))
-    assert str(caught.value) == f"Source 'pairs', {path}, row 9, column 'q': empty text. Fill it or remove the row."
+    words = "empty text. Fill it or remove the row. (Rows count from 0; this one begins on line 10.)"
+    assert str(caught.value) == f"Source 'pairs', {path}, row 9, column 'q': {words}"
 
 
 def test_rows_within_the_budget_are_left_out_and_listed(tmp_path: Path) -> None:

@@ -78,3 +78,40 @@ def test_any_value_of_any_key_is_a_recipe_or_a_line(tmp_path: Path, key: str, va
         return
     assert words
     assert "Traceback" not in words
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("model=~nobody_here/model", "'~nobody_here/model'"),
+        ("sources.0.location=~nobody_here/x.parquet", "'~nobody_here/x.parquet'"),
+        ("initialize={text: ~nobody_here/x.safetensors}", "'~nobody_here/x.safetensors'"),
+    ],
+)
+def test_the_home_of_nobody_is_named(tiny_recipe: Path, change: str, place: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{place}: .*Write the folder itself in place of ~"):
+        load_recipe(tiny_recipe, [change])
+
+
+@pytest.mark.parametrize("content", ["", '{"text_config": ', "[1]", "\x00", "[" * 100_000, "null"])
+def test_a_model_whose_configuration_is_cut_is_named(tiny_recipe: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RecipeError, match=rf"model {tmp_path / 'config.json'} (cannot be read|is not a model's)"):
+        load_recipe(tiny_recipe, [f"model={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("stages.0.lr=0.1", "stages.0.lr: unknown key .* Did you mean 'learning_rate'"),
+        ("stages.0.max_len=9", "Did you mean 'max_length'"),
+        ("stages.0.warmup=9", "Did you mean 'warmup_steps'"),
+        ("stages.0.text.batch=9", "Did you mean 'batch_size'"),
+        ("stages.0.text.tau=0.1", "Did you mean 'temperature'"),
+        ("stages.0.epochs=2", r"steps = E \* N / batch_size"),
+        ("epochs=2", "A stage has `steps`, and no epochs"),
+    ],
+)
+def test_names_of_other_trainers_lead_to_ours(tiny_recipe: Path, change: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(tiny_recipe, [change])

@@ -65,6 +65,21 @@ def test_source_list_by_name_by_path_and_inline(tmp_path: Path) -> None:
     assert [item.name for item in recipe.used_sources()] == ["photos", "pairs-a", "pairs-b", "hard"]
 
 
+def test_folders_of_pictures_are_taken_from_where_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    file = write(tmp_path, put(base(), "sources.0.image_folder", "photos"))
+    assert load_recipe(file).sources[0].image_folder == str(tmp_path / "photos")
+    assert load_recipe(file, ["sources.0.image_folder=mine"]).sources[0].image_folder == "/mine"
+    plain = load_recipe(write(tmp_path, base(), "plain.yaml"))
+    assert recipe_differences(plain, load_recipe(file)) == [
+        f"sources.0.image_folder: absent -> {str(tmp_path / 'photos')!r}"
+    ]
+    with pytest.raises(RecipeError, match=r"sources\.1.*image_folder: is for paths of pictures in files of yours"):
+        load_recipe(file, ["sources.1.image_folder=photos"])
+
+
 def test_patterns_stand_for_the_sources_they_match(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, put(base(), "stages.0.text.sources", ["pairs-*"])))
     assert recipe.stages[0].text.sources == ["pairs-a", "pairs-b"]
