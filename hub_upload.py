@@ -4,6 +4,7 @@
     python hub_upload.py build CHECKPOINT OUT --onnx   # with both towers as ONNX graphs
     python hub_upload.py verify OUT                    # loads it in a fresh interpreter and compares the embeddings
     python hub_upload.py push OUT --repo_id me/model   # uploads exactly what was verified
+    python hub_upload.py verify OUT --traceback        # any step: where in the code an error came from
 
 The steps are also functions: ``build``, ``verify``, ``push``. Bad input raises ``HubFolderError`` with the cure.
 This file is the command line; the steps are in ``trainer_ext/hub``, which does not use training code.
@@ -53,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("--tag", help="tag for the new commit")
     for flag in ("private", "create_pr", "dry_run", "force"):
         step.add_argument(f"--{flag}", action="store_true")
+    for step in steps.choices.values():
+        step.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
     return top
 
 
@@ -60,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one step. Exit codes: 0 done, 1 verification found a difference, 2 bad input or no connection, 130 Ctrl-C."""
     options = vars(parser().parse_args(arguments))
     steps: dict[str, Callable[..., Any]] = {"build": build, "verify": verify, "push": push}
-    step = steps[options.pop("step")]
+    step, traceback = steps[options.pop("step")], options.pop("traceback")
     if step is verify:
         options["python"] = options["python"] or sys.executable
     try:
@@ -72,6 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
         kept = "; weights that arrived are not sent twice" if step is push else ""
         print(f"\nerror: interrupted; run the same command again{kept}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if traceback:
+            raise
+        words = " ".join(str(error).split())[:300] or "no reason given"
+        folder = options.get("checkpoint") or options["out"]
+        print(
+            f"error: {folder} holds something that this step does not expect ({type(error).__name__}: {words}); "
+            "--traceback shows where it was met",
+            file=sys.stderr,
+        )
+        return 2
     if step is verify:
         print("verified" if not result else f"NOT verified: {len(result)} problems", options["out"])
         return 1 if result else 0

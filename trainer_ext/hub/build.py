@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainer_ext.files import whole_folder
 from trainer_ext.hub.card import CardOptions, card_text, read_notes
-from trainer_ext.hub.folder import manifest_differences, write_manifest
+from trainer_ext.hub.folder import alone_in, manifest_differences, write_manifest
 from trainer_ext.hub.installed import HubFolderError, load_checkpoint, remote_code
 from trainer_ext.hub.onnx_export import export_onnx, need_libraries
 from trainer_ext.hub.safety import foreign_code, keep_own_code
@@ -59,7 +59,7 @@ def build(
         need_libraries()
     model, processor = load_checkpoint(checkpoint)
     card = card_text(model, processor, out.name, checkpoint, options)
-    with whole_folder(out) as partial:
+    with alone_in(out, "build"), whole_folder(out) as partial:
         model.config.auto_map = {"AutoModelForZeroShotImageClassification": "modeling_jina_clip.JinaCLIPModel"}
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         processor.save_pretrained(partial)

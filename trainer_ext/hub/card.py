@@ -16,7 +16,7 @@ from typing import Any
 
 from trainer_ext.hub.folder import MANIFEST, PLACEHOLDER
 from trainer_ext.hub.installed import HubFolderError
-from trainer_ext.hub.run_record import RunRecord, table
+from trainer_ext.hub.run_record import RunRecord, as_code, table
 from trainer_ext.sentence_files import REQUIREMENTS
 
 NOTES = "card_notes.md"
@@ -176,7 +176,7 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options:
         parameters=f"{model.num_parameters():,}",
         dimension=model.config.projection_dim,
         image_size=processor.image_processor.size,
-        max_length=min(processor.tokenizer.model_max_length, text.max_position_embeddings),
+        length=_length(min(processor.tokenizer.model_max_length, text.max_position_embeddings), record.trained_length),
         dtype=str(model.dtype).removeprefix("torch."),
         packages=" ".join(f'"{name}{bound}"' for name, bound in REQUIREMENTS.items()),
         training=record.training,
@@ -186,6 +186,13 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options:
         license=_licence_text(options),
         second_paper=_part("second_paper") if second else "",
     )
+
+
+def _length(accepted: int, trained: int | None) -> str:
+    """The longest text that is accepted, and the longest that the last run trained on: beyond it nobody has looked."""
+    if trained is None or trained >= accepted:
+        return f"{accepted:,} tokens"
+    return f"trained up to {trained:,} tokens, accepts {accepted:,}"
 
 
 def _template(name: str) -> Template:
@@ -212,5 +219,5 @@ def _instructions(text_config: Any) -> str:
     if not tasks:
         return ""
     words = f"texts get that of `{default}`" if default else "texts are embedded as they are"
-    rows = [[f"`{task}`", f"`{instruction}`"] for task, instruction in tasks.items()]
+    rows = [[as_code(task), f"`{instruction}`"] for task, instruction in tasks.items()]
     return _part("instructions", default=words, table=table(["task", "instruction"], *rows))

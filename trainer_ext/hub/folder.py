@@ -1,6 +1,10 @@
 """A Hub folder: the files that it may hold, and the manifest that lists them."""
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +12,26 @@ from trainer_ext.files import file_hash, read_json, write_json
 from trainer_ext.hub.installed import HubFolderError, model_package
 from trainer_ext.hub.probe import versions
 from trainer_ext.hub.safety import refuse_unsafe
+from trainer_ext.locks import FolderInUseError, held
 
 MANIFEST, STAMP, FORMAT = "manifest.json", ".verified.json", "jina-clip-hub-folder/1"
 HUB_FILE, HUB_CACHE = ".gitattributes", ".cache/huggingface/"  # added by the Hub, and by its client when downloading
 PLACEHOLDER = "your-name/your-model"  # stands in the card until `push` knows the repository
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@contextmanager
+def alone_in(folder: Path, step: str) -> Iterator[None]:
+    """Inside the block no other step of ours works on this Hub folder.
+
+    Raises:
+        HubFolderError: another process does; the message names it.
+    """
+    try:
+        with held(folder, ["hub_upload.py", step, str(folder)], partial(print, file=sys.stderr)):
+            yield
+    except FolderInUseError as error:
+        raise HubFolderError(str(error)) from None
 
 
 def folder_files(folder: Path) -> dict[str, Path]:
@@ -49,9 +68,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = read_json(folder / MANIFEST)
-        if manifest["format"] == FORMAT and REPO_ID.fullmatch(manifest["repo_id"]) and dict(manifest["files"]):
+        files = manifest["files"]
+        if (
+            manifest["format"] == FORMAT
+            and REPO_ID.fullmatch(manifest["repo_id"])
+            and isinstance(files, dict)
+            and files
+        ):
             return manifest
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise HubFolderError(f"{folder} is not a folder of `hub_upload.py build` (no valid {MANIFEST}); build it first")
 

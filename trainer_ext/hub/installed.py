@@ -48,7 +48,6 @@ def load_checkpoint(folder: Path) -> tuple[Any, Any]:
         HubFolderError: weights are missing, damaged, stored as a pickle, or not finite.
     """
     import torch
-    from safetensors import SafetensorError
 
     package = model_package()
     if not (folder / "config.json").is_file():
@@ -58,8 +57,10 @@ def load_checkpoint(folder: Path) -> tuple[Any, Any]:
     try:
         model = package.JinaCLIPModel.from_pretrained(folder, use_safetensors=True).eval()
         processor = package.JinaCLIPProcessor.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise HubFolderError(f"{folder} does not load: {str(error).splitlines()[0]}; is it complete?") from error
+    except Exception as error:  # what libraries raise for files that are not theirs has no common class
+        words = " ".join(str(error).split()) or type(error).__name__
+        words = words if len(words) <= 300 else f"{words[:297]}..."
+        raise HubFolderError(f"{folder} does not load: {words}; is it complete?") from error
     if bad := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
         raise HubFolderError(f"{folder} has weights that are not finite ({bad[0]}); use an earlier checkpoint")
     return model, processor

@@ -57,11 +57,25 @@ def export_onnx(model: Any, folder: str | Path) -> list[Path]:
     places = {0: batch, 1: length}
     inputs = {"input_ids": ids, "attention_mask": mask}
     written = [
-        _export(model.text_model, inputs, dict.fromkeys(inputs, places), "text_embeds", Path(folder) / TEXT, dim)
+        _export(
+            (model.text_model, model.text_projection),
+            inputs,
+            dict.fromkeys(inputs, places),
+            "text_embeds",
+            Path(folder) / TEXT,
+            dim,
+        )
     ]
     inputs = {"pixel_values": torch.zeros(3, vision.num_channels, height, width)}
     written += [
-        _export(model.vision_model, inputs, {"pixel_values": sizes}, "image_embeds", Path(folder) / VISION, dim)
+        _export(
+            (model.vision_model, model.visual_projection),
+            inputs,
+            {"pixel_values": sizes},
+            "image_embeds",
+            Path(folder) / VISION,
+            dim,
+        )
     ]
     return written
 
@@ -75,7 +89,12 @@ def need_libraries() -> None:
 
 
 def _export(
-    tower: Any, inputs: dict[str, Any], shapes: dict[str, Any], output: str, path: Path, dim: int | None
+    tower_and_projection: tuple[Any, Any],
+    inputs: dict[str, Any],
+    shapes: dict[str, Any],
+    output: str,
+    path: Path,
+    dim: int | None,
 ) -> Path:
     """Record one tower with free sizes, translate the record, and write it without the machine's paths."""
     import torch
@@ -84,12 +103,14 @@ def _export(
     class UnitVectors(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tower = copy.deepcopy(tower).float().eval()
+            tower, projection = tower_and_projection
+            self.tower, self.projection = copy.deepcopy(tower).float().eval(), copy.deepcopy(projection).float()
             self.tower.set_attn_implementation("eager")  # the reference, and the only one that accepts an empty batch
 
         def forward(self, *values: torch.Tensor) -> torch.Tensor:
             features = dict(zip(inputs, values, strict=True))
-            return nn.functional.normalize(self.tower(**features).pooler_output[:, :dim], dim=-1)
+            vectors = self.projection(self.tower(**features).pooler_output)
+            return nn.functional.normalize(vectors[:, :dim], dim=-1)
 
     log = logging.getLogger("torch.onnx._internal.exporter")
     level = log.level

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer_ext.files import file_hash, read_json
-from trainer_ext.hub.folder import HUB_FILE, MANIFEST, REPO_ID, STAMP, folder_files, manifest_differences, read_manifest
+from trainer_ext.hub.folder import (
+    HUB_FILE,
+    MANIFEST,
+    REPO_ID,
+    STAMP,
+    alone_in,
+    folder_files,
+    manifest_differences,
+    read_manifest,
+)
 from trainer_ext.hub.installed import HubFolderError
 from trainer_ext.hub.safety import find_secret
 
@@ -41,7 +50,7 @@ def push(
         revision: the branch, "main" by default. A new branch starts as a copy of main, so files of an earlier push to
             main that are no longer needed are deleted in it.
         tag: a new tag for the commit.
-        dry_run: check everything and print the plan, but change nothing.
+        dry_run: check everything and print the plan, but change nothing. Without a network, what the folder alone says.
         force: delete files of the repository that neither this manifest nor an earlier one knows.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -55,9 +64,18 @@ def push(
             raise HubFolderError(
                 f"{option} {name!r} is not a name that git accepts; use letters, digits, '.', '_' and '-'"
             )
-    content, branch, api = _verified_content(Path(out).resolve(), repo_id), revision or "main", HfApi()
-    with _hub_errors(repo_id):
-        remote = _look(api, repo_id, branch, private, tag)
+    out, branch, api = Path(out).resolve(), revision or "main", HfApi()
+    with alone_in(out, "push"), _hub_errors(repo_id):
+        content = _verified_content(out, repo_id)
+        try:
+            remote = _look(api, repo_id, branch, private, tag)
+        except Exception as error:
+            if not (dry_run and _is_offline(error)):
+                raise
+            print(f"{len(content)} files to {repo_id}, branch {branch}; what is there cannot be asked ({_line(error)})")
+            for name, item in content.items():
+                print(f"  {name} ({len(item) if isinstance(item, bytes) else item.stat().st_size:,} bytes)")
+            return "dry run: nothing was sent"
         stale = sorted(remote.files - content.keys() - {HUB_FILE})
         unknown = sorted(set(stale) - _earlier_files(api, repo_id, remote))
         if unknown and not force:
@@ -84,6 +102,16 @@ def push(
     return commit.pr_url or str(commit.commit_url)
 
 
+def _is_offline(error: BaseException) -> bool:
+    """No network, or told not to use it; the client's own errors of connections are of its HTTP library."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"OfflineModeIsEnabled", "TransportError", "ConnectionError"})
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+
+
 @contextmanager
 def _hub_errors(repo_id: str) -> Iterator[None]:
     """One clear line for whatever the client raises: no network, no access, a refused commit, a broken upload."""
@@ -94,8 +122,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
     except Exception as error:
         # A failed upload wraps the Hub's own answer, which says most.
         answers = [getattr(reason, "server_message", None) for reason in (error, error.__cause__)]
-        first = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        reason = " ".join(" ".join(filter(None, [first, *answers])).split())
+        reason = " ".join(" ".join(filter(None, [_line(error), *answers])).split())
         raise HubFolderError(
             f"{repo_id}: {reason}; sign in with `hf auth login` if access was refused, else push again "
             "(weights that arrived are not sent twice)"
@@ -105,11 +132,13 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
 def _verified_content(out: Path, repo_id: str) -> dict[str, Path | bytes]:
     """What to upload, by name: the folder exactly as verified, with the repository's name in card and manifest."""
     manifest, stamp = read_manifest(out), out / STAMP
-    if not stamp.is_file() or read_json(stamp)["manifest"] != file_hash(out / MANIFEST):
+    if not _is_verified(out, stamp):
         raise HubFolderError(f"{out} is not verified; run `hub_upload.py verify {out}` first")
     if problems := manifest_differences(out):
         raise HubFolderError(f"{out} changed after it was verified ({problems[0]}); build and verify it again")
     files = folder_files(out)
+    if "README.md" not in files:
+        raise HubFolderError(f"{out} has no README.md, the model card; build and verify it again")
     # The whole name alone: `me/clip` is part of `me/clip-base`, too.
     name = re.compile(rf"(?<![\w./-]){re.escape(manifest['repo_id'])}(?![\w/-]|\.\w)")
     card = name.sub(repo_id, files["README.md"].read_text(encoding="utf-8")).encode()
@@ -118,6 +147,13 @@ def _verified_content(out: Path, repo_id: str) -> dict[str, Path | bytes]:
         raise HubFolderError(f"{MANIFEST}, line {found[0]}, seems to hold a secret; build and verify the folder again")
     known = {key: manifest.get(key) for key in ("format", "versions", "files")}  # only what this package wrote is sent
     return {**files, "README.md": card, MANIFEST: (json.dumps({"repo_id": repo_id, **known}, indent=2) + "\n").encode()}
+
+
+def _is_verified(out: Path, stamp: Path) -> bool:
+    try:
+        return stamp.is_file() and read_json(stamp)["manifest"] == file_hash(out / MANIFEST)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a stamp that is none
+        return False
 
 
 class _Remote(NamedTuple):

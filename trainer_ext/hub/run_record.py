@@ -5,8 +5,10 @@ Paths of the machine stay out: a local source is "local CSV files", a local mode
 
 import html
 import math
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ LOSSES = {
 }
 FORMATS = {"json": "JSON", "csv": "CSV", "imagefolder": "image", "webdataset": "webdataset", "parquet": "Parquet"}
 SIDES = {"image_text": "image-text", "text": "text"}
+MAX_LINEAGE = 5  # runs that follow each other in a card
 
 
 class RunRecord:
@@ -32,6 +35,7 @@ class RunRecord:
     Attributes:
         training, data, results: Markdown for the sections of these names.
         evaluations: the last stage's figures for the Hub's index, or None.
+        trained_length: tokens of the longest texts that any stage trained on, or None.
         base_models: names on the Hub of what the run started from; those given by the caller replace the recorded ones.
         datasets: names on the Hub of what it was trained on.
 
@@ -43,6 +47,7 @@ class RunRecord:
         self.training = "The checkpoint has no record of it."
         self.data = "The checkpoint has no record of it."
         self.results, self.evaluations = "Nothing was measured.", None
+        self.trained_length: int | None = None
         self.base_models = list(base_models)
         self.datasets: list[str] = []
         average = checkpoint.name == "ema" and not (checkpoint / "run.json").is_file()
@@ -55,7 +60,8 @@ class RunRecord:
                 self.base_models = self.base_models or _base_models(recipe)
                 self.training = _training_text(run, self.base_models, average)
                 taken = shares or (metrics or {}).get("shares") or {}
-                self.data, self.datasets = _data(recipe, taken)
+                self.data, self.datasets = _data(recipe, taken, (shares or {}).get("broken_rows") or {})
+                self.trained_length = max(stage["max_length"] for stage in recipe["stages"])
             if metrics is not None:
                 self.results, self.evaluations = _results(metrics["rows"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -84,9 +90,14 @@ def table(*rows: list[Any]) -> str:
     | --- | --- |
     | 1 | x\\|y |
     """
-    # Names of stages and runs are their authors' words: a card shows them, and does not run them as HTML.
-    lines = [[html.escape(str(cell), quote=False).replace("|", "\\|") for cell in row] for row in rows]
+    lines = [[_cell(str(cell)) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    """A cell that shows its author's words and does not run them as HTML; code spans are shown as they are anyway."""
+    escaped = text if re.fullmatch(r"`[^`\n]+`", text) else html.escape(text, quote=False)
+    return escaped.replace("|", "\\|").replace("\n", " ")
 
 
 def as_code(name: Any) -> str:
@@ -114,7 +125,6 @@ def _training_text(run: dict[str, Any], base_models: list[str], average: bool) -
         ]
         figures = [stage[key] for key in ("name", "steps", "learning_rate", "max_length")]
         rows.append([*figures, *(side.get("batch_size", "-") for side in sides), ", ".join(losses), sources])
-    commit = run.get("commit") or "not recorded"
     methods = [_start(recipe, base_models)]
     if lora := recipe.get("lora"):
         towers = " and ".join(lora["towers"])
@@ -125,16 +135,31 @@ def _training_text(run: dict[str, Any], base_models: list[str], average: bool) -
         methods.append(f"Gradient cache: whole batches as negatives, embedded in chunks of {chunk} rows.")
     if average:
         methods.append(f"The weights are the run's moving average (decay {training['ema_decay']:g}).")
-    first = f"Recipe {as_code(recipe['name'])}, seed {recipe['seed']}, commit {as_code(commit)}."
+    first = f"Recipe {as_code(recipe['name'])}, seed {recipe['seed']}, {_code_of(run)}."
     return f"{' '.join([first, *methods])}\n\n{table(*rows)}"
 
 
-def _start(recipe: dict[str, Any], base_models: list[str]) -> str:
-    """Where the weights of the first step came from."""
+def _code_of(run: dict[str, Any]) -> str:
+    """The program that trained: a commit with its repository, or the version that was installed."""
+    if commit := run.get("commit"):
+        place = run.get("repository")
+        return f"commit {as_code(commit)} of {as_code(place) if place else 'a checkout without a public repository'}"
+    version = (run.get("versions") or {}).get("modeling-jina-clip")
+    return f"modeling-jina-clip {as_code(version)}" if version else "trained by an unrecorded version"
+
+
+def _start(recipe: dict[str, Any], base_models: list[str], depth: int = 0) -> str:
+    """Where the weights of the first step came from; of other runs from their own run.json, one after the other."""
     places = _places(recipe)
     if not places:
         preset = "" if "/" in recipe["model"] else f", preset {as_code(recipe['model'])}"
         return f"From random weights{preset}."
+    told = base_models != _base_models(recipe)  # by the author, who knows best
+    earlier = _record_of(places[0]) if len(places) == 1 and not told and depth < MAX_LINEAGE else None
+    if earlier is not None:
+        before = earlier["recipe"]
+        words = f"Started from an earlier run: recipe {as_code(before['name'])}, {_code_of(earlier)}."
+        return f"{words} That run: {_start(before, _base_models(before), depth + 1)}"
     named = [as_code(name) for name in base_models]
     if len(named) < len(places):
         named.append("a checkpoint that is not named here" if not named else "another that is not named here")
@@ -150,9 +175,25 @@ def _places(recipe: dict[str, Any]) -> list[str]:
     return trained + [place for place in (recipe.get("initialize") or {}).values() if place]
 
 
-def _base_models(recipe: dict[str, Any]) -> list[str]:
-    """The Hub's names of these places: of a folder in its client's cache, or of a pushed folder, from its manifest."""
-    found = []
+def _record_of(place: str) -> dict[str, Any] | None:
+    """The run.json of the run that a folder is of, or is a stage's or the averaged model of; None without one."""
+    folder = Path(os.path.expanduser(place))
+    homes = [folder, *([folder.parent] if folder.name == "ema" or folder.name.startswith("checkpoint-") else [])]
+    homes += [folder.parents[1]] if folder.parent.name == "stages" else []
+    for home in homes:
+        with suppress(HubFolderError):
+            record = _read(home / "run.json")
+            if isinstance(record, dict) and {"name", "model"} <= set(record.get("recipe") or ()):
+                return record
+    return None
+
+
+def _base_models(recipe: dict[str, Any], depth: int = 0) -> list[str]:
+    """The Hub's names of these places: of a folder in its client's cache, or of a pushed folder, from its manifest.
+
+    A place that is a run of ours has the names of what that run started from.
+    """
+    found: list[str] = []
     for place in _places(recipe):
         cached = re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{place}/", re.ASCII)
         manifest = Path(place) / MANIFEST
@@ -160,11 +201,13 @@ def _base_models(recipe: dict[str, Any]) -> list[str]:
             found.append(f"{cached[1]}/{cached[2]}")
         elif manifest.is_file() and (name := str(read_json(manifest).get("repo_id"))) not in (PLACEHOLDER, "None"):
             found.append(name)
+        elif depth < MAX_LINEAGE and (earlier := _record_of(place)) is not None:
+            found += _base_models(earlier["recipe"], depth + 1)
     return list(dict.fromkeys(found))
 
 
 # --- data ----------------------------------------------------------------------------------------------------------
-def _data(recipe: dict[str, Any], shares: dict[str, Any]) -> tuple[str, list[str]]:
+def _data(recipe: dict[str, Any], shares: dict[str, Any], broken: dict[str, int]) -> tuple[str, list[str]]:
     """The table of the sources that the stages take rows from, and the names of those on the Hub."""
     used = {name for stage in recipe["stages"] for side in SIDES for name in (stage.get(side) or {}).get("sources", [])}
     sources = [source for source in recipe["sources"] if source["name"] in used]
@@ -178,7 +221,9 @@ def _data(recipe: dict[str, Any], shares: dict[str, Any]) -> tuple[str, list[str
     if taken:
         rows = [[*row, taken.get(row[0], "0")] for row in rows]
     datasets = [source["location"] for source in sources if source["format"] == "hub"]
-    return table(head, *rows), list(dict.fromkeys(datasets))
+    left_out = [f"{int(number):,} of {as_code(name)}" for name, number in broken.items() if name in used]
+    note = f"\n\nRows left out because they could not be used: {', '.join(left_out)}." if left_out else ""
+    return table(head, *rows) + note, list(dict.fromkeys(datasets))
 
 
 # Of the data that Python packages carry: drawings, and texts.
@@ -213,16 +258,55 @@ def _results(rows: list[dict[str, Any]]) -> tuple[str, list[Any] | None]:
         metric = re.sub(r"\b(r|ndcg)(\d+)$", lambda m: f"{'recall' if m[1] == 'r' else m[1]}@{m[2]}", metric)
         figures = [row["metrics"].get(name) for row in columns]
         measured = [figure is not None and math.isfinite(figure) for figure in figures]
-        cells = [f"{100 * figure:.1f}" if good else "-" for figure, good in zip(figures, measured, strict=True)]
+        cells = [_shown(name, row) for row in columns]
         lines.append([task, metric, *cells])
-        if columns[-1]["kind"] == "stage" and measured[-1]:
+        if columns[-1]["kind"] == "stage" and measured[-1] and _is_share(name):
             data: dict[str, Any] = {"dataset_type": dataset_slug(place), "dataset_name": task or metric}
             data |= {"metric_name": metric, "metric_value": figures[-1]}
             kind = metric.split()[-1].replace("@", "_at_")
             evaluations.append(EvalResult(task_type="retrieval", metric_type=kind, **data))
     if len(lines) == 1:
         return "Nothing was measured.", None
-    return f"Percent, on held-out data; the last column is this model.\n\n{table(*lines)}", evaluations or None
+    words = "Percent, on held-out data; the last column is this model."
+    if any(row.get("intervals") for row in rows):
+        words += " In brackets the 95% interval, by drawing the queries anew."
+    if any(not _is_share(name) for row in rows for name in row["metrics"]):
+        words += " Ranks, thresholds, distances and losses are no percentages."
+    return f"{words}\n\n{table(*lines)}{_matches(columns[-1])}", evaluations or None
+
+
+# Metrics that are no shares, as ``evaluation.figures`` lists them; this room installs without that one.
+NOT_SHARES = frozenset({"median_rank", "threshold", "slope", "offset", "modality_gap", "alignment", "uniformity"})
+
+
+def _is_share(name: str) -> bool:
+    metric = re.sub(r"^([ti]2[ti]_)?(corrected_)?", "", name.rpartition("/")[2])
+    return metric not in NOT_SHARES and not re.match(r"loss(_|$)", metric)
+
+
+def _shown(name: str, row: dict[str, Any]) -> str:
+    """A figure of a row with its interval: percent, or as it is where it is no share."""
+    figure, interval = row["metrics"].get(name), row.get("intervals", {}).get(name)
+    if figure is None or not math.isfinite(figure):
+        return "-"
+    factor, digits = (100, ".1f") if _is_share(name) else (1, ".4g")
+    ends = f" ({', '.join(f'{factor * end:{digits}}' for end in interval)})" if interval else ""
+    return f"{factor * figure:{digits}}{ends}"
+
+
+def _matches(row: dict[str, Any]) -> str:
+    """Which score means a match, where a task has fitted it."""
+    found = row["metrics"]
+    lines = [
+        f"- `{name.rpartition('/')[0]}`: a cosine of {value:.3f} or more is a match (F1 {100 * found[f1]:.1f})"
+        for name, value in found.items()
+        if name.endswith("/threshold") and (f1 := f"{name.rpartition('/')[0]}/f1") in found
+    ]
+    return (
+        "\n\nWhich score is a match, fitted on one half of the pairs and measured on the other:\n\n" + "\n".join(lines)
+        if lines
+        else ""
+    )
 
 
 def dataset_slug(name: str) -> str:

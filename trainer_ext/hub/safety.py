@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_ext.files import read_json, write_json
+from trainer_ext.hub.allowed import PACKED, is_old_pickle, key_problems, refuse_kind, without_unknown
 from trainer_ext.hub.installed import HubFolderError, remote_code
 from trainer_ext.hub.onnx_export import WEIGHTS_SUFFIX
 
@@ -105,7 +106,7 @@ ENDS = 1 << 20  # how much of both ends of a graph's weights is read: a text or 
 
 
 def refuse_unsafe(name: str, path: Path) -> None:
-    """Refuse a file that is a pickle or an archive, or that seems to hold a secret.
+    """Refuse a file that is a pickle or an archive, seems to hold a secret, or is of no kind that a folder needs.
 
     Of weights only the part that could be text is searched: the header of a safetensors file, both ends of the numbers
     beside an ONNX graph.
@@ -132,12 +133,15 @@ def refuse_unsafe(name: str, path: Path) -> None:
     is_pickle = not is_weights and content.startswith(PICKLE_STARTS)
     if is_numbers and not content.startswith(ARCHIVE_START):  # four bytes of numbers may look like a pickle's
         is_pickle = is_pickle and content.endswith(b".")
+    elif not is_weights:
+        is_pickle = is_pickle or content.startswith(PACKED) or content[257:262] == b"ustar" or is_old_pickle(content)
     if path.suffix.lower() in PICKLE_SUFFIXES or is_pickle:
         raise HubFolderError(f"{name} is a pickle or an archive, which can run code when loaded; remove it")
     if found := find_secret(content):
         raise HubFolderError(
             f"{name}, line {found[0]}, seems to hold a secret ({found[1]}...); remove it, revoke it if real"
         )
+    refuse_kind(name, content)
 
 
 # --- references to code --------------------------------------------------------------------------------------------
@@ -152,7 +156,10 @@ def keep_own_code(folder: Path) -> None:
     The configurations of a checkpoint may still have the references of the model that it came from.
     """
     for path, value in _configurations(folder):
-        if (kept := _without_foreign(value)) != value:
+        kept = _without_foreign(value)
+        if not any(ELSEWHERE.fullmatch(text) for _, text in _strings(kept)):  # else the build ends, and names it
+            kept = without_unknown(path.relative_to(folder).as_posix(), kept)
+        if kept != value:
             write_json(path, kept)
 
 
@@ -165,14 +172,18 @@ def foreign_code(folder: Path) -> list[str]:
     >>> foreign_code(folder)
     ["config.json: text_config.auto_map.AutoModel is 'me/x--code.Model', code that is not of this folder; ..."]
     """
-    found = [
-        f"{path.relative_to(folder).as_posix()}: {place} is {text!r}, code that is not of this folder; take the key out"
-        for path, value in _configurations(folder)
-        for place, text in _strings(value)
-        if _is_foreign(path.name, place.split("."), text)
-    ]
-    if (folder / "adapter_config.json").is_file():
-        found.append("adapter_config.json makes loaders fetch another model; merge the adapter, and remove it")
+    found = []
+    for path, value in _configurations(folder):
+        name = path.relative_to(folder).as_posix()
+        if name == "adapter_config.json":
+            found.append(f"{name} makes loaders fetch another model; merge the adapter, and remove it")
+            continue
+        foreign = [
+            f"{name}: {place} is {text!r}, code that is not of this folder; take the key out"
+            for place, text in _strings(value)
+            if _is_foreign(path.name, place.split("."), text)
+        ]
+        found += foreign or list(key_problems(name, value))
     return found
 
 
@@ -181,7 +192,7 @@ def _configurations(folder: Path) -> Iterator[tuple[Path, Any]]:
         if path.name not in TOKENS:
             try:
                 yield path, read_json(path)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise HubFolderError(
                     f"{path.relative_to(folder)} is not JSON ({error}); build the folder again"
                 ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer_ext.files import file_hash, read_json, write_json
 from trainer_ext.hub.card import card_snippets, snippets
-from trainer_ext.hub.folder import MANIFEST, STAMP, manifest_differences, read_manifest
+from trainer_ext.hub.folder import MANIFEST, STAMP, alone_in, manifest_differences, read_manifest
 from trainer_ext.hub.installed import load_checkpoint, remote_code
 from trainer_ext.hub.onnx_export import TEXT
 from trainer_ext.hub.probe import embed_probe
@@ -34,13 +34,19 @@ def verify(out: str | Path, *, python: str | Path | Sequence[str | Path] = sys.e
         What is wrong. If the list is empty, the folder is stamped for ``push``.
     """
     out = Path(out).resolve()
+    with alone_in(out, "verify"):
+        return _verify(out, [python] if isinstance(python, str | Path) else python)
+
+
+def _verify(out: Path, pythons: Sequence[str | Path]) -> list[str]:
+    read_manifest(out)  # any other folder ends here, untouched
     (out / STAMP).unlink(missing_ok=True)
     checks = {"files are those of the manifest, none is a pickle, none holds a secret": manifest_differences(out)}
     checks["remote code is this package's"] = _foreign_files(out)
     checks["no file names code from elsewhere"] = foreign_code(out)
     # Only then is the folder loaded: code and snippets that run below are the ones of this package.
     if not any(checks.values()):
-        checks |= _check_embeddings(out, [python] if isinstance(python, str | Path) else python)
+        checks |= _check_embeddings(out, pythons)
     for name, problems in checks.items():
         print(f"  {'FAILED' if problems else 'ok':6}  {name}")
         print(*(textwrap.indent(problem, " " * 10) + "\n" for problem in problems), sep="", end="")
@@ -55,7 +61,7 @@ def _foreign_files(out: Path) -> list[str]:
     listed, own = read_manifest(out)["files"], {path.name: path for path in remote_code()}
     differ = [f"{name} differs from the installed package" for name in own if file_hash(own[name]) != listed.get(name)]
     return differ + [
-        f"{name} is not a file of the installed package" for name in listed.keys() - own.keys() if ".py" in name
+        f"{name} is not a file of the installed package" for name in listed.keys() - own.keys() if ".py" in name.lower()
     ]
 
 
@@ -85,32 +91,32 @@ def _compare_elsewhere(out: Path, expected: dict[str, Any], python: str) -> dict
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
+        state, work = Path(folder) / "state", Path(folder) / "work"  # apart: a repository may be called cache/hub
         # The card's snippets name the repository; in the working directory that name is the folder itself.
         repo_id = read_manifest(out)["repo_id"]
         link = work / repo_id
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(out, target_is_directory=True)
         # For those that download, the cache holds the folder as the one commit of that repository.
-        cached = work / "cache" / "hub" / f"models--{repo_id.replace('/', '--')}"
+        cached = state / "cache" / "hub" / f"models--{repo_id.replace('/', '--')}"
         for part in ("refs", "snapshots"):
             (cached / part).mkdir(parents=True)
         (cached / "refs" / "main").write_text(COMMIT)
         (cached / "snapshots" / COMMIT).symlink_to(out, target_is_directory=True)
         own = card_snippets(repo_id, (out / TEXT).is_file())
-        write_json(work / "snippets.json", own)
+        write_json(state / "snippets.json", own)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_", "HUGGING"))}
-        settings = {"HF_HOME": f"{work}/cache", "HF_MODULES_CACHE": f"{work}/modules", "HF_HUB_OFFLINE": "1"}
+        settings = {"HF_HOME": f"{state}/cache", "HF_MODULES_CACHE": f"{state}/modules", "HF_HUB_OFFLINE": "1"}
         # The interpreter starts in another directory, so its path is made absolute; links (of a venv) stay as they are.
         program = os.path.abspath(python) if os.sep in python else python
-        command = [program, "-I", str(PROBE), str(out), str(work / "snippets.json"), folder]
+        command = [program, "-I", str(PROBE), str(out), str(state / "snippets.json"), str(state)]
         environment = kept | settings | {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
         run = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
         if run.returncode:
             tail = "\n".join(run.stderr.strip().splitlines()[-12:])
             return {"loads in a fresh interpreter": [f"{python} exited with {run.returncode}:\n{tail}"]}
-        facts = read_json(work / "facts.json")
-        with np.load(work / "arrays.npz", allow_pickle=False) as stored:
+        facts = read_json(state / "facts.json")
+        with np.load(state / "arrays.npz", allow_pickle=False) as stored:
             found = dict(stored)
     checks = {}
     for name, rows in found.items():

@@ -117,7 +117,7 @@ def base(golden: Path, tmp_path: Path) -> Path:
 
 def finetuned(golden: Path, place: Path, model: Path, *changes: str) -> Path:
     return with_run(golden, place / "run", "finetune", f"model={model}",
-        f"sources.pictures.location={place}/secret-place/captions.jsonl", "sources.texts.location=pairs.csv", *changes,
+        f"sources.pictures.location={place}/secret-place/captions.csv", "sources.texts.location=pairs.csv", *changes,
     )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_card_tells_how_a_model_was_tuned(golden: Path, base: Path, tmp_path: Pa
     assert "Matryoshka losses at 64, 32 dimensions. Gradient cache: whole batches as negatives," in content
     assert "embedded in chunks of 32 rows." in content
     assert "| tune | 100 | 0.0005 | 77 | 128 | 128 | image-text: InfoNCE, text: InfoNCE | pictures, texts |" in content
-    assert "| pictures | image-text | local JSON files |\n| texts | text-pair | local CSV files |" in content
+    assert "| pictures | image-text | local CSV files |\n| texts | text-pair | local CSV files |" in content
     assert ModelCard(content).data.base_model == "me/base-clip"
     assert card_errors(content) == []
     assert "secret-place" not in content
@@ -181,7 +181,7 @@ def test_card_lists_the_data_that_the_run_took(checkpoint: Path, golden: Path, t
     checkpoint = with_run(
         golden, tmp_path / "run", "finetune", f"model={golden / 'tiny_model'}", "sources.texts.location=pairs.csv",
         f"sources.pictures={hub}columns: {{image: image, caption: caption}}}}",
-        "stages.tune.image_text.sources=[photos]",
+        "stages.tune.image_text.sources=[photos]", "evaluation=null",
     )  # fmt: skip
     shares = {"image_text": {"photos": {"rows": 12800, "share": 1.0}}, "text": {"texts": {"rows": 3, "share": 0.25}}}
     (checkpoint / "metrics.json").write_text(json.dumps({"rows": [], "shares": shares}))
@@ -278,3 +278,39 @@ def test_links_are_not_followed_into_the_card(checkpoint: Path, tmp_path: Path, 
 def test_names_are_shown_and_not_run() -> None:
     assert as_code("x` <img src=x onerror=alert(1)>\n# y") == "`x' <img src=x onerror=alert(1)> # y`"
     assert table(["stage"], ["<img src=x onerror=alert(1)>"]).endswith("| &lt;img src=x onerror=alert(1)&gt; |")
+
+
+def test_code_in_a_table_is_shown_as_it_is() -> None:
+    """Markdown decodes no entities inside a code span."""
+    assert table(["task"], ["`Find <b> & | x: `"]).endswith("| `Find <b> & \\| x: ` |")
+    assert table(["task"], ["`a` <img> `b`"]).endswith("| `a` &lt;img&gt; `b` |")
+
+
+def test_a_chain_of_runs_is_told_from_their_own_records(golden: Path, base: Path, tmp_path: Path) -> None:
+    """A stage of a run that started from the averaged model of another one, which started from the Hub's model."""
+    first = finetuned(golden, tmp_path, base, "name=first run")
+    shutil.copytree(golden / "tiny_model", first / "ema")
+    second = with_run(
+        golden, tmp_path / "second", "finetune", f"model={first / 'ema'}", "name=second",
+        "sources.pictures.location=x.jsonl", "sources.texts.location=pairs.csv",
+    )  # fmt: skip
+    shutil.copytree(golden / "tiny_model", second / "stages" / "0-tune")
+    third = with_run(
+        golden, tmp_path / "third", "finetune", f"model={second / 'stages' / '0-tune'}", "stages.tune.max_length=64",
+        "sources.pictures.location=x.jsonl", "sources.texts.location=pairs.csv",
+    )  # fmt: skip
+    record = json.loads((third / "run.json").read_text())
+    (third / "run.json").write_text(json.dumps(record | {"commit": "abc+changes", "repository": "example.org/me/clip"}))
+    (third / "sources").mkdir()
+    (third / "sources" / "shares.json").write_text('{"broken_rows": {"pictures": 1312, "unused": 3}}')
+    content = (build(third, tmp_path / "out") / "README.md").read_text()
+    assert "commit `abc+changes` of `example.org/me/clip`. Started from an earlier run: recipe `second`, " in content
+    assert " That run: Started from an earlier run: recipe `first run`, " in content
+    assert " That run: Started from `me/base-clip`." in content
+    assert ModelCard(content).data.base_model == "me/base-clip"
+    assert "| trained up to 64 tokens, accepts 8,192 |" in content
+    assert "Rows left out because they could not be used: 1,312 of `pictures`." in content
+    assert str(tmp_path) not in content
+    named = (build(third, tmp_path / "out", base_model=["a/b"]) / "README.md").read_text()
+    assert "Started from `a/b`." in named
+    assert card_errors(content) == []

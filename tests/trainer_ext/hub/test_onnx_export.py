@@ -106,9 +106,7 @@ def test_a_missing_library_is_said_before_anything_is_made(
 ) -> None:
     real = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else real(name))
-    with pytest.raises(
-        HubFolderError, match=r"onnxscript not installed; run `pip install '\.\[onnx\]'"
-    ):
+    with pytest.raises(HubFolderError, match=r"onnxscript not installed; run `pip install '\.\[onnx\]'"):
         build(golden / "tiny_model", tmp_path / "out", onnx=True)
     assert main(["build", str(golden / "tiny_model"), str(tmp_path / "out"), "--onnx"]) == 2
     assert "onnxscript" in capsys.readouterr().err

@@ -333,6 +333,20 @@ def test_no_access_and_no_network_end_in_one_line(
     assert all(line.startswith(f"error: {REPO}: ") and "hf auth login" in line for line in lines)
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_dry_run_without_a_network_shows_what_the_folder_says(
+    built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], offline: bool
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "none")
+    assert main(["push", str(built), "--repo_id", REPO, "--dry_run"]) == 0
+    first, *files, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{len(files)} files to {REPO}, branch main; what is there cannot be asked (")
+    assert f"  config.json ({(built / 'config.json').stat().st_size:,} bytes)" in files
+    assert last == "dry run: nothing was sent"
+
+
 LOAD_BACK = """
 import runpy
 probe = runpy.run_path({probe!r})
