@@ -1,7 +1,9 @@
 """How good a model is. It takes two callables, texts -> vectors and images -> vectors, never a model class.
 
-Read ``tasks`` (what is measured), ``metrics`` (the figures), ``suites`` (named sets of tasks), ``baselines`` (what a
-model has to beat) and ``report`` (the files with the figures).
+Read ``tasks`` (tasks made of rows, and ``evaluate``), ``base`` (what every task has), ``retrieval`` and its siblings
+(what each kind measures), ``search`` (ranks at scale), ``metrics`` and ``figures`` (values and their intervals),
+``items`` and ``precisions`` (the vectors), ``suites`` (named sets of tasks), ``baselines`` (what a model has to beat)
+and ``report`` (the files with the figures).
 
 >>> import numpy as np
 >>> def encode(texts):  # as poor as can be: the vector counts words and letters

@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from trainer_ext.evaluation.tasks import HardNegativeTask, Task
+from trainer_ext.evaluation.tasks import HardNegativeTask, RetrievalTask, Task
 
 
 def chance(tasks: Sequence[Task]) -> dict[str, float]:
@@ -18,7 +18,7 @@ def chance(tasks: Sequence[Task]) -> dict[str, float]:
 
 
 def bm25(tasks: Sequence[Task]) -> dict[str, float]:
-    """Metrics of BM25 (``bm25s``: Lucene's formula, k1 1.5, b 0.75, English stop words) on tasks of texts alone.
+    """Metrics of BM25 (``bm25s``: Lucene's formula, k1 1.5, b 0.75, English stop words) where texts search texts.
 
     Each task has an index of its candidates; for hard negatives, of its distinct positives and negatives. Tasks with
     images are left out. A query without a known word scores 0 everywhere, which counts as a miss.
@@ -32,7 +32,7 @@ def bm25(tasks: Sequence[Task]) -> dict[str, float]:
             continue
         if isinstance(task, HardNegativeTask):
             metrics |= _hard_negatives(task)
-        else:
+        elif isinstance(task, RetrievalTask):
             queries, index = cast(list[str], task.queries), _Index(cast(list[str], task.candidates))
             metrics |= task.measure(lambda rows: index.scores(queries[rows]))  # noqa: B023  # called in this round
     return metrics
@@ -56,10 +56,13 @@ class _Index:
             raise ImportError("The BM25 baseline needs bm25s: pip install '.[demo]'.") from error
         self.tokenize = lambda texts: bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
         self.retriever = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-        self.retriever.index(self.tokenize(texts), show_progress=False)
+        words = self.tokenize(texts)
+        self.has_words = any(words)  # the library cannot make an index of none
+        if self.has_words:
+            self.retriever.index(words, show_progress=False)
         self.size = len(texts)
 
     def scores(self, queries: list[str]) -> np.ndarray:
         """(queries, texts) float32."""
-        rows = self.tokenize(queries)
+        rows = self.tokenize(queries) if self.has_words else [[]] * len(queries)
         return np.stack([self.retriever.get_scores(row) if row else np.zeros(self.size, np.float32) for row in rows])

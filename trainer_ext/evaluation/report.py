@@ -1,59 +1,83 @@
-"""The report of a run: metrics by stage as JSON, a Markdown table and a picture, and a contact sheet.
+"""The record of a run: metrics by stage as JSON, and as a Markdown table.
 
-``metrics.json`` is the record, from which all other files are drawn; a resumed run loads it and goes on. Files are
-written whole or not at all and hold no dates, so equal runs write equal files.
-
-The record comes first, then its two pictures: ``metrics_picture`` and ``contact_sheet``, both as PNG bytes.
+``metrics.json`` is what all other files are drawn from, the pictures and the page of ``trainer_ext.report`` too; a
+resumed run loads it and goes on. Files are written whole or not at all and hold no dates, so equal runs write equal
+files.
 """
 
-import io
 import json
 import math
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as safetensors_bytes
 
-from trainer_ext.evaluation.metrics import relevant_ranks
-from trainer_ext.evaluation.tasks import ImageEncoder, RetrievalTask, Task, TextEncoder, encode_items
+from trainer_ext.evaluation.figures import Figure, is_share, paired_difference
+from trainer_ext.evaluation.tasks import Task
 from trainer_ext.files import write_whole
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-FORMAT = 1
-DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
+FORMAT = 2
+READ = (1, 2)  # formats that can be read; 1 had no intervals and no differences
+SAMPLES_FILE = "samples.safetensors"
+DIRECTIONS = {"t2i": "text to image", "i2t": "image to text", "i2i": "image to image"}
+_WORDS = {"ndcg": "nDCG@", "map": "MAP@", "acc": "accuracy@", "r": "R@"}
+_NAMES = {"mrr": "MRR", "ece": "ECE", "auroc": "AUROC", "ap": "AP", "f1": "F1", "spearman": "Spearman"}
+_NAMES |= {"pearson": "Pearson"}
+_LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 NOTES = """Percentages; higher is better; equal scores count against the model; "-" marks what was not measured.
 *chance* is the exact expectation of a random order. R@k between images and texts: is a right answer among the first k?
 R@k between texts: the share of the right answers that are among the first k. Accuracy: the positive scores strictly
 higher than every one of its hard negatives."""
+MORE_NOTES = """In brackets: the 95% interval (bootstrap over queries). The median rank (from 1), the threshold and the
+fit of a match, the gap, alignment and uniformity are no percentages; of ranks, gap and ECE less is better."""
+PARTS_HEAD = "Parts (`task[part]`), widths and precisions (`task@width`)"
 
-Kind = Literal["reference", "stage"]
+DIFFERENCE_NOTES = """How much more the second model has than the first, with the 95% interval of the differences per
+query (bootstrap over queries, the same for both). \\* marks those that chance alone would hardly make."""
+
+# Rows of a run in the order they were measured; models beside each other; what a model has to beat.
+Kind = Literal["reference", "stage", "model"]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """Metrics of a ``stage`` of the run (before training counts as one) or of a ``reference`` such as chance."""
+    """Metrics of a ``stage`` of the run (before training counts as one), a ``model``, or a ``reference`` like chance.
+
+    ``intervals`` are the 95% intervals of those metrics that have one; ``samples`` the values per query, whose mean the
+    metric is.
+    """
 
     name: str
     kind: Kind
     metrics: dict[str, float]
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    samples: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+
+    def figures(self) -> dict[str, Figure]:
+        """Its figures, with the values per query where they are kept."""
+        return {key: Figure(value, samples=self.samples.get(key)) for key, value in self.metrics.items()}
+
+    def stored(self) -> dict[str, Any]:
+        """As ``metrics.json`` has it."""
+        kept = {"name": self.name, "kind": self.kind, "metrics": self.metrics}
+        return kept | ({"intervals": self.intervals} if self.intervals else {})
 
 
-@dataclass
-class Curve:
-    """One metric of a panel, in percent: by stage name in order, and by the name of a reference such as chance."""
+@dataclass(frozen=True)
+class PairedDifference:
+    """``second`` minus ``first`` on the metrics that both rows have, with intervals of the differences per query."""
 
-    metric: str
-    stages: dict[str, float] = field(default_factory=dict)
-    references: dict[str, float] = field(default_factory=dict)
+    first: str
+    second: str
+    metrics: dict[str, float]
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
 
 class Report:
@@ -75,6 +99,8 @@ class Report:
         self.rows: list[ReportRow] = []
         self.sizes = {task.label: task.size for task in tasks}
         self.shares: dict[str, dict[str, dict[str, float]]] = {}
+        self.notes: list[str] = []
+        self.differences: list[PairedDifference] = []
 
     @classmethod
     def load(cls, folder: str | os.PathLike, tasks: Sequence[Task] = ()) -> "Report":
@@ -89,26 +115,63 @@ class Report:
             return report
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["format"] != FORMAT:
-                raise ValueError(f"its format is {stored['format']!r}, not {FORMAT}")
+            if stored["format"] not in READ:
+                raise ValueError(f"its format is {stored['format']!r}, not {' or '.join(map(str, READ))}")
             report.sizes = stored["sizes"] | report.sizes
-            report.shares = stored.get("shares", {})
+            report.shares, report.notes = stored.get("shares", {}), stored.get("notes", [])
+            samples = _read_samples(report.folder / SAMPLES_FILE)
             for row in stored["rows"]:
-                report.add(**row)
-        except (ValueError, KeyError, TypeError) as error:
+                report.add(**row, samples=samples.get(row["name"]))
+            report.differences = [
+                PairedDifference(**item | {"intervals": _pairs(item["intervals"])})
+                for item in stored.get("differences", [])
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise ValueError(f"Cannot read the report {path} ({error!r}): move it away to start a new one.") from error
         return report
 
-    def add(self, name: str, metrics: Mapping[str, float], kind: Kind = "stage") -> None:
+    def add(
+        self,
+        name: str,
+        metrics: Mapping[str, float],
+        kind: Kind = "stage",
+        intervals: Mapping[str, Sequence[float]] | None = None,
+        samples: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Add a row, or replace the one of that name in place: a resumed run may measure a stage again."""
         if bad := {key: value for key, value in metrics.items() if not math.isfinite(value)}:
             raise ValueError(f"Row {name!r} has metrics that are not finite: {bad}.")
-        row = ReportRow(name, kind, {key: float(value) for key, value in metrics.items()})
+        values = {key: float(value) for key, value in metrics.items()}
+        row = ReportRow(name, kind, values, _pairs(intervals or {}), dict(samples or {}))
         names = [other.name for other in self.rows]
         if name in names:
             self.rows[names.index(name)] = row
         else:
             self.rows.append(row)
+
+    def add_figures(self, name: str, figures: Mapping[str, Figure], kind: Kind = "model") -> None:
+        """Add a row of figures, with their intervals and their values per query."""
+        self.add(
+            name,
+            {key: figure.value for key, figure in figures.items()},
+            kind,
+            {key: (f.low, f.high) for key, f in figures.items() if f.low is not None and f.high is not None},
+            {key: figure.samples for key, figure in figures.items() if figure.samples is not None},
+        )
+
+    def compare(self, first: Mapping[str, Figure], second: Mapping[str, Figure], names: tuple[str, str]) -> None:
+        """Add how much higher the ``second`` row's figures are than the ``first`` one's, query by query."""
+        found = {key: paired_difference(second[key], first[key]) for key in first if key in second}
+        intervals = {k: (d.low, d.high) for k, d in found.items() if d.low is not None and d.high is not None}
+        values = {key: difference.value for key, difference in found.items()}
+        self.differences = [item for item in self.differences if (item.first, item.second) != names]
+        self.differences.append(PairedDifference(*names, values, intervals))
+
+    def compare_rows(self, first: str, second: str) -> None:
+        """``compare`` of two rows by their names; nothing where one is not there."""
+        rows = {row.name: row for row in self.rows}
+        if first in rows and second in rows and first != second:
+            self.compare(rows[first].figures(), rows[second].figures(), (first, second))
 
     def columns(self) -> list[ReportRow]:
         """References first, then stages in the order of measurement."""
@@ -119,22 +182,38 @@ class Report:
         fullest_first = sorted((list(row.metrics) for row in self.rows), key=len, reverse=True)
         return list(dict.fromkeys(name for names in fullest_first for name in names))
 
-    def table(self) -> str:
-        """Metrics down, references and stages across, in percent: Markdown that also reads well in a terminal."""
+    def main_metrics(self) -> list[str]:
+        """The metric names of whole tasks at full width and precision."""
+        return [name for name in self.metrics() if not {"[", "@"} & set(name)]
+
+    def table(self, names: Sequence[str] | None = None) -> str:
+        """Metrics (all, or these) down, references and stages across, in percent: Markdown that a terminal shows well,
+        too."""
         rows = [["task", "metric", *(row.name.replace("|", "/") for row in self.columns())]]
-        for name in self.metrics():
+        for name in self.metrics() if names is None else names:
             task, metric = metric_words(name)
-            figures = [row.metrics.get(name) for row in self.columns()]
-            rows.append([task, metric, *("-" if figure is None else f"{100 * figure:.1f}" for figure in figures)])
-        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-        rule = [":" + "-" * (width + 1) for width in widths[:2]] + ["-" * (width + 1) + ":" for width in widths[2:]]
-        lines = [_aligned(row, widths) for row in rows]
-        return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+            figures = [(row.metrics.get(name), row.intervals.get(name)) for row in self.columns()]
+            rows.append([task, metric, *(_cell(name, value, interval) for value, interval in figures)])
+        return _markdown(rows)
+
+    def differences_table(self) -> str:
+        """Differences of the main metrics, in percent points; ``*`` marks those whose interval leaves out 0."""
+        rows = [["task", "metric", *(f"{item.second} - {item.first}".replace("|", "/") for item in self.differences)]]
+        for name in [name for name in self.main_metrics() if any(name in item.metrics for item in self.differences)]:
+            found = [(item.metrics.get(name), item.intervals.get(name)) for item in self.differences]
+            rows.append([*metric_words(name), *(_cell(name, value, interval, "+") for value, interval in found)])
+        return _markdown(rows)
 
     def save(self) -> None:
-        """Write ``metrics.json``, ``metrics.md`` and ``metrics.png``, each whole or not at all."""
-        stored = {"format": FORMAT, "sizes": self.sizes, "shares": self.shares}
-        stored["rows"] = [asdict(row) for row in self.rows]
+        """Write ``metrics.json`` and ``metrics.md``, each whole or not at all.
+
+        Values per query go to ``samples.safetensors`` under ``ROW\\0METRIC``.
+        """
+        stored: dict[str, Any] = {"format": FORMAT, "sizes": self.sizes, "shares": self.shares}
+        stored |= {"notes": self.notes} if self.notes else {}
+        stored["rows"] = [row.stored() for row in self.rows]
+        if self.differences:
+            stored["differences"] = [asdict(item) for item in self.differences]
         sizes = "".join(f"- {name.replace('_', ' ')}: {size}\n" for name, size in self.sizes.items())
         shares = "".join(
             f"- rows of {side} from {name}: {item['rows']:,} ({item['share']:.1%})\n"
@@ -142,26 +221,21 @@ class Report:
             for name, item in sources.items()
         )
         write_whole(self.folder / "metrics.json", (json.dumps(stored, indent=1) + "\n").encode())
-        write_whole(self.folder / "metrics.md", f"{self.table()}\n\n{NOTES}\n\n{sizes}{shares}".encode())
-        write_whole(self.folder / "metrics.png", metrics_picture(self._curves()))
+        notes = "".join(f"- {note}\n" for note in self.notes)
+        write_whole(self.folder / "metrics.md", f"{self._tables()}\n{sizes}{shares}{notes}".encode())
+        samples = {f"{row.name}\0{key}": value for row in self.rows for key, value in row.samples.items()}
+        if samples:
+            write_whole(self.folder / SAMPLES_FILE, safetensors_bytes(samples))
 
-    def save_contact_sheet(
-        self, encode_text: TextEncoder, encode_image: ImageEncoder, task: RetrievalTask, queries: int = 8, top: int = 8
-    ) -> None:
-        """Write ``contact_sheet.png``, see ``contact_sheet``."""
-        write_whole(self.folder / "contact_sheet.png", contact_sheet(encode_text, encode_image, task, queries, top))
-
-    def _curves(self) -> dict[str, list[Curve]]:
-        """Task -> its metrics over the rows, in percent, for the picture."""
-        curves: dict[str, list[Curve]] = {}
-        for name in self.metrics():
-            task, metric = metric_words(name)
-            curve = Curve(metric)
-            for row in self.rows:
-                if name in row.metrics:
-                    (curve.stages if row.kind == "stage" else curve.references)[row.name] = 100 * row.metrics[name]
-            curves.setdefault(task, []).append(curve)
-        return curves
+    def _tables(self) -> str:
+        main = self.main_metrics()
+        parts = [name for name in self.metrics() if name not in main]
+        text = f"{self.table(main)}\n\n{NOTES}\n"
+        if any(row.intervals for row in self.rows):
+            text += f"\n{MORE_NOTES}\n"
+        if self.differences:
+            text += f"\n{self.differences_table()}\n\n{DIFFERENCE_NOTES}\n"
+        return text + (f"\n{PARTS_HEAD}:\n\n{self.table(parts)}\n" if parts else "")
 
 
 def metric_words(name: str) -> tuple[str, str]:
@@ -171,11 +245,39 @@ def metric_words(name: str) -> tuple[str, str]:
     (('concepts short', 'text to image R@5'), ('headword definition', 'nDCG@10'))
     """
     task, _, metric = name.rpartition("/")
-    direction, _, figure = metric.rpartition("_")
-    for short, word in (("ndcg", "nDCG@"), ("r", "R@")):
-        if figure.removeprefix(short).isdecimal():
-            figure = word + figure.removeprefix(short)
-    return task.replace("_", " "), f"{DIRECTIONS.get(direction, direction)} {figure}".strip()
+    direction, figure = _direction(metric)
+    figure, more = figure.removeprefix("corrected_"), ", corrected" if figure.startswith("corrected_") else ""
+    word = next((word for short, word in _WORDS.items() if figure.removeprefix(short).isdecimal()), None)
+    figure = _NAMES.get(figure, figure.replace("_", " ")) if word is None else word + figure.lstrip(_LETTERS)
+    return task.replace("_", " "), f"{DIRECTIONS.get(direction, direction)} {figure}{more}".strip()
+
+
+def _direction(metric: str) -> tuple[str, str]:
+    direction, _, figure = metric.partition("_")
+    return (direction, figure) if direction in DIRECTIONS else ("", metric)
+
+
+def _cell(name: str, value: float | None, interval: Interval | None, sign: str = "") -> str:
+    """A figure with its interval, as a table has it; of a difference (``sign`` "+") marked if 0 is not in there."""
+    if value is None:
+        return "-"
+    shares = is_share(name)
+
+    def shown(number: float) -> str:
+        return f"{100 * number:{sign}.1f}" if shares else f"{number:{sign}.4g}"
+
+    if interval is None:
+        return shown(value)
+    sure = "*" if sign and (interval[0] > 0 or interval[1] < 0) else ""
+    return f"{shown(value)}{sure} [{shown(interval[0])}, {shown(interval[1])}]"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is the head; two columns of words, then figures."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = [":" + "-" * (width + 1) for width in widths[:2]] + ["-" * (width + 1) + ":" for width in widths[2:]]
+    lines = [_aligned(row, widths) for row in rows]
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
@@ -184,111 +286,15 @@ def _aligned(cells: list[str], widths: list[int]) -> str:
     return f"| {' | '.join(words + figures)} |"
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------
-
-REFERENCE_STYLES = (":", "--", "-.")
-PANELS_ACROSS = 4
-
-# Contact sheet, in pixels.
-TEXT_WIDTH, TILE, GAP, FRAME = 300, 96, 14, 4
-RIGHT, PLAIN, INK, PALE = "#1a9850", "#d9d9d9", "#222222", "#6b6b6b"
+def _pairs(intervals: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+    return {key: (float(low), float(high)) for key, (low, high) in intervals.items()}
 
 
-def metrics_picture(panels: dict[str, list[Curve]]) -> bytes:
-    """A PNG with one panel per task: its metrics over the stages, and flat lines for the references.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    plot = _matplotlib()
-    curves = [curve for group in panels.values() for curve in group]
-    stages = list(dict.fromkeys(name for curve in curves for name in curve.stages))
-    references = list(dict.fromkeys(name for curve in curves for name in curve.references))
-    styles = {name: REFERENCE_STYLES[place % len(REFERENCE_STYLES)] for place, name in enumerate(references)}
-    across = min(PANELS_ACROSS, len(panels)) or 1
-    down = math.ceil(len(panels) / across) or 1
-    figure = plot.figure.Figure(figsize=(4.2 * across, 3.4 * down + 0.6), layout="constrained", dpi=110)
-    for place, (task, group) in enumerate(panels.items()):
-        _panel(figure.add_subplot(down, across, place + 1), task, group, stages, styles)
-    handles = [plot.lines.Line2D([], [], color="black", marker="o", label="this run")]
-    handles += [plot.lines.Line2D([], [], color="black", linestyle=style, label=name) for name, style in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.supylabel("percent", fontsize="medium")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _panel(axes: "Axes", task: str, curves: list[Curve], stages: list[str], styles: dict[str, str]) -> None:
-    for place, curve in enumerate(curves):
-        points = [stages.index(name) for name in curve.stages]
-        axes.plot(points, list(curve.stages.values()), marker="o", color=f"C{place}", label=curve.metric)
-        for name, value in curve.references.items():
-            axes.axhline(value, color=f"C{place}", linestyle=styles[name], linewidth=1.2, alpha=0.7)
-    axes.set_title(task, fontsize="medium")
-    axes.set_xticks(range(len(stages)), [textwrap.fill(name, 10) for name in stages], fontsize="small")
-    axes.set_xlim(-0.3, max(len(stages), 1) - 0.7)
-    axes.set_ylim(-3, 103)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize="small", framealpha=0.7, loc="best")
-
-
-def contact_sheet(
-    encode_text: TextEncoder, encode_image: ImageEncoder, task: RetrievalTask, queries: int, top: int
-) -> bytes:
-    """A PNG with one row per query of a text -> image task: its text, the ``top`` images by cosine and the rank of the
-    right one. Right images are framed.
-
-    Queries are spread evenly over the task, so equal tasks give equal sheets.
-    """
-    chosen = np.unique(np.linspace(0, len(task.queries) - 1, queries).round().astype(int))
-    texts = [task.queries[place] for place in chosen]
-    embeddings = encode_items(encode_text, encode_image, [*texts, *task.candidates], progress=False)
-    images = embeddings.of(task.candidates, f"{task.label}, candidates")
-    scores = embeddings.of(texts, f"{task.label}, queries") @ images.T
-    top = min(top, len(task.candidates))
-    step = TILE + 2 * FRAME + GAP
-    width, height = TEXT_WIDTH + GAP + top * step, GAP + len(texts) * (step + GAP)
-    sheet = Image.new("RGB", (width, height), "white")
-    for row, place in enumerate(chosen):
-        order = np.argsort(-scores[row], kind="stable")
-        right = set(task.relevant[place])
-        first = 1 + relevant_ranks(scores[row : row + 1], np.array([task.relevant[place]]))[0, 0]
-        y = GAP + row * (step + GAP)
-        _caption(sheet, y, texts[row], f"right image: place {first} of {len(order)}", found=first <= top)
-        for column, candidate in enumerate(order[:top]):
-            x = TEXT_WIDTH + GAP + column * step
-            _tile(sheet, x, y, task.candidates[candidate], scores[row, candidate], candidate in right)
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _caption(sheet: Image.Image, y: int, text: str, note: str, found: bool) -> None:
-    draw = ImageDraw.Draw(sheet)
-    lines = textwrap.wrap(text, width=34, max_lines=4, placeholder=" ...")
-    draw.multiline_text((GAP, y), "\n".join(lines), fill=INK, font=_font(15), spacing=4)
-    draw.text((GAP, y + TILE - 6), note, fill=RIGHT if found else PALE, font=_font(12))
-
-
-def _tile(sheet: Image.Image, x: int, y: int, image: Image.Image, score: float, right: bool) -> None:
-    draw = ImageDraw.Draw(sheet)
-    side = TILE + 2 * FRAME
-    draw.rectangle((x, y, x + side - 1, y + side - 1), outline=RIGHT if right else PLAIN, width=FRAME if right else 1)
-    small = ImageOps.contain(image.convert("RGB"), (TILE, TILE), Image.Resampling.BICUBIC)
-    sheet.paste(small, (x + FRAME + (TILE - small.width) // 2, y + FRAME + (TILE - small.height) // 2))
-    draw.text((x + FRAME, y + side + 1), f"{score:.2f}", fill=RIGHT if right else PALE, font=_font(11))
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that matplotlib ships; unlike Pillow's own it has accented letters, as in São Tomé."""
-    return ImageFont.truetype(str(Path(_matplotlib().get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-
-
-def _matplotlib() -> ModuleType:
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise ImportError("The report's pictures need matplotlib: pip install '.[train]'.") from error
-    return matplotlib
+def _read_samples(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Row -> metric -> values per query."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    if path.is_file():
+        for key, values in load_file(path).items():
+            row, _, metric = key.partition("\0")
+            found.setdefault(row, {})[metric] = values
+    return found

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from trainer_ext.evaluation.baselines import _Index, bm25, chance
-from trainer_ext.evaluation.tasks import HardNegativeTask, image_text_tasks, text_task
+from trainer_ext.evaluation.tasks import ALL_RECALLS, HardNegativeTask, image_text_tasks, text_task
 
 TEXTS = ["red cat sat quietly", "blue dog ran away fast fast", "cat dog friends", "purple whale swims"]
 
@@ -72,3 +72,7 @@ def test_a_missing_library_is_named_with_its_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(ImportError, match=r"pip install '\.\[demo\]'"):
         bm25([text_task("words", [("a b", "c d")])])
+
+
+def test_texts_without_a_word_are_misses() -> None:
+    assert bm25([text_task("signs", [("what is it", "?"), ("and this", "!")], ALL_RECALLS)])["signs/r1"] == 0

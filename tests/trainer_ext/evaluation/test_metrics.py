@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trainer_ext.evaluation.metrics import NOT_RELEVANT, Metric, beats_all, relevant_ranks
 
-KINDS = ("hit", "recall", "ndcg")
+KINDS = ("hit", "recall", "ndcg", "mrr", "map")
 
 
 def padded(relevant: list[list[int]]) -> np.ndarray:
@@ -29,6 +29,8 @@ def naive(scores: np.ndarray, relevant: list[list[int]], kind: str, k: int) -> f
             "hit": float(any(hits[:k])),
             "recall": sum(hits[:k]) / len(right),
             "ndcg": sum(1 / math.log2(place + 2) for place, hit in enumerate(hits[:k]) if hit) / ideal,
+            "mrr": max((1 / (place + 1) for place, hit in enumerate(hits[:k]) if hit), default=0.0),
+            "map": sum(sum(hits[: place + 1]) / (place + 1) for place, hit in enumerate(hits[:k]) if hit) / len(right),
         }[kind]
     return total / len(relevant)
 
@@ -137,7 +139,41 @@ def test_chance_is_the_mean_over_random_orders(kind, k, candidates):
 
 
 def test_names():
-    assert [Metric(kind, 5).name for kind in KINDS] == ["r5", "r5", "ndcg5"]
+    assert [Metric(kind, 5).name for kind in KINDS] == ["r5", "r5", "ndcg5", "mrr5", "map5"]
+    assert [Metric("mrr").name, Metric("median_rank").name] == ["mrr", "median_rank"]
+
+
+@pytest.mark.parametrize(("kind", "k"), [("hit", None), ("median_rank", 3), ("mrr", 0)])
+def test_a_metric_without_its_k_is_refused(kind, k):
+    with pytest.raises(ValueError, match=r"needs k|k is at least 1"):
+        Metric(kind, k)
+
+
+def test_median_rank_counts_from_one_and_its_chance_is_that_of_random_orders():
+    assert Metric("median_rank").measure(np.array([[0], [4], [9]])) == 5.0
+    rng = np.random.default_rng(1)
+    counts, candidates = np.array([1, 2, 5] * 300), 60
+    orders = rng.permuted(np.tile(np.arange(candidates, dtype=float), (900, 1)), axis=1)
+    ranks = relevant_ranks(orders, padded([list(range(count)) for count in counts]))
+    assert Metric("median_rank").chance(counts, candidates) == pytest.approx(
+        Metric("median_rank").measure(ranks), abs=2.0
+    )
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "median_rank"])
+def test_chance_takes_a_number_of_candidates_for_each_query(kind):
+    metric = Metric(kind, None if kind == "median_rank" else 5)
+    counts = np.array([1, 3, 2])
+    same = metric.chance(counts, np.array([20, 20, 20]))
+    assert same == pytest.approx(metric.chance(counts, 20), abs=1e-12)
+    if kind != "median_rank":
+        each = [metric.chance(counts[i : i + 1], n) for i, n in enumerate([20, 4, 9])]
+        assert metric.chance(counts, np.array([20, 4, 9])) == pytest.approx(np.mean(each), abs=1e-12)
+
+
+def test_mrr_without_k_counts_every_place():
+    assert Metric("mrr").measure(np.array([[0], [99]])) == pytest.approx(0.505)
+    assert Metric("mrr").chance(np.array([1]), 4) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
 
 
 def test_a_positive_must_beat_every_negative_strictly():

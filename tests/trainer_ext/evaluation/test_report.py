@@ -1,17 +1,13 @@
-"""The report: table, record, pictures; that it survives a reload; that a failed write leaves the old file."""
+"""The record: its table and its file; that it survives a reload; that a failed write leaves the old file."""
 
-import io
 import json
 import os
-import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from trainer_ext.evaluation import report as report_module
-from trainer_ext.evaluation.report import FRAME, GAP, TEXT_WIDTH, TILE, Report, contact_sheet, metric_words
-from trainer_ext.evaluation.tasks import image_text_tasks, text_task
+from trainer_ext.evaluation.report import Report, metric_words
+from trainer_ext.evaluation.tasks import text_task
 from trainer_ext.files import write_whole
 
 WORDS = {"words/ndcg10": 0.4234, "words/r5": 0.5}
@@ -65,7 +61,7 @@ def test_a_reloaded_report_goes_on_and_writes_the_same_files(tmp_path):
     for row in filled(tmp_path).rows[1:]:  # the second row is measured again: replaced, not repeated
         resumed.add(row.name, row.metrics, row.kind)
     resumed.save()
-    for name in ("metrics.json", "metrics.md", "metrics.png"):
+    for name in ("metrics.json", "metrics.md"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert [row.name for row in resumed.rows] == ["BM25", "before training", "chance", "stage one"]
 
@@ -77,7 +73,7 @@ def test_files_say_what_they_hold(tmp_path):
     assert "words: 2 queries, 2 candidates" in text
     stored = json.loads((tmp_path / "metrics.json").read_text())
     assert stored["rows"][1] == {"name": "before training", "kind": "stage", "metrics": {**PICTURES, **WORDS}}
-    assert sorted(os.listdir(tmp_path)) == ["metrics.json", "metrics.md", "metrics.png"], "no temporary file may stay"
+    assert sorted(os.listdir(tmp_path)) == ["metrics.json", "metrics.md"], "no temporary file may stay"
 
 
 def test_loading_where_nothing_was_saved_gives_an_empty_report(tmp_path):
@@ -120,81 +116,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["kept.txt"]
 
 
-def test_the_picture_has_a_panel_for_each_task(tmp_path):
-    report = filled(tmp_path)
-    assert list(report._curves()) == ["concepts short", "words", "hard negatives"]
-    report.save()
-    pixels = np.asarray(Image.open(tmp_path / "metrics.png").convert("L"))
-    assert pixels.shape[1] > 3 * 400
-    thirds = np.array_split(pixels, 3, axis=1)
-    assert all((third < 128).sum() > 500 for third in thirds), "every panel must be drawn on"
-
-
 def test_an_empty_report_can_be_saved(tmp_path):
     Report(tmp_path).save()
     assert Report.load(tmp_path).rows == []
-
-
-def test_missing_matplotlib_is_named_with_its_cure(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install '\.\[train\]'"):
-        filled(tmp_path).save()
-
-
-def gray_task():
-    """Five gray images, the caption of each its brightness; one caption is wrong about its image."""
-    levels = [10, 60, 115, 165, 210]
-    images = [Image.new("RGB", (8, 8 if level < 200 else 4), (level,) * 3) for level in levels]
-    return image_text_tasks("gray", images, [["10"], ["60"], ["São 115"], ["165"], ["15"]])[0]
-
-
-def encode_level(levels) -> np.ndarray:
-    angles = np.array(levels, dtype=np.float32) / 300
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def gray_sheet(**sizes) -> np.ndarray:
-    png = contact_sheet(
-        lambda texts: encode_level([int(text.split()[-1]) for text in texts]),
-        lambda images: encode_level([image.getpixel((0, 0))[0] for image in images]),
-        gray_task(),
-        **sizes,
-    )
-    return np.asarray(Image.open(io.BytesIO(png)))
-
-
-def test_contact_sheet_shows_the_best_images_in_order_and_frames_the_right_one():
-    pixels = gray_sheet(queries=5, top=3)
-    step = TILE + 2 * FRAME + GAP
-
-    def tile(row: int, column: int) -> tuple[int, int]:
-        return GAP + row * (step + GAP), TEXT_WIDTH + GAP + column * step
-
-    def level(row: int, column: int) -> int:
-        y, x = tile(row, column)
-        return int(pixels[y + FRAME + TILE // 2, x + FRAME + TILE // 2, 0])
-
-    def framed(row: int) -> list[bool]:
-        corners = [tile(row, column) for column in range(3)]
-        return [pixels[y + 2, x + 2].tolist() == [26, 152, 80] for y, x in corners]
-
-    assert [[level(row, column) for column in range(3)] for row in range(5)] == [
-        [10, 60, 115],
-        [60, 10, 115],
-        [115, 165, 60],
-        [165, 210, 115],
-        [10, 60, 115],  # the text "15" belongs to the brightest image, which is not among the three
-    ]
-    assert [framed(row) for row in range(5)] == [[True, False, False]] * 4 + [[False] * 3]
-
-
-def test_contact_sheet_takes_no_more_than_there_is(tmp_path):
-    assert gray_sheet(queries=50, top=50).shape == gray_sheet(queries=5, top=5).shape
-    report = Report(tmp_path)
-    report.save_contact_sheet(
-        lambda texts: encode_level([int(text.split()[-1]) for text in texts]),
-        lambda images: encode_level([image.getpixel((0, 0))[0] for image in images]),
-        gray_task(),
-    )
-    assert os.listdir(tmp_path) == ["contact_sheet.png"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer_ext.evaluation import tasks as evaluation
+from trainer_ext.evaluation import items, search
 from trainer_ext.evaluation.tasks import (
     TEXT_METRICS,
     HardNegativeTask,
@@ -111,8 +111,9 @@ def test_block_sizes_change_nothing(monkeypatch, score_block, encode_block):
         return np.stack([vectors[text] for text in texts])
 
     whole = evaluate(lookup, encode_image, [text_task("blocks", pairs)], progress=False)
-    monkeypatch.setattr(evaluation, "SCORE_BLOCK", score_block)
-    monkeypatch.setattr(evaluation, "ENCODE_BLOCK", encode_block)
+    monkeypatch.setattr(search, "QUERY_BLOCK", score_block)
+    monkeypatch.setattr(search, "CANDIDATE_BLOCK", score_block)
+    monkeypatch.setattr(items, "ENCODE_BLOCK", encode_block)
     assert evaluate(lookup, encode_image, [text_task("blocks", pairs)], progress=False) == whole
     assert 0 < whole["blocks/ndcg10"] < 1
 

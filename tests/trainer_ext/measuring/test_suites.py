@@ -9,11 +9,14 @@ from PIL import Image
 from trainer_ext.demo_data.build import write_table
 from trainer_ext.demo_data.cache import prepare
 from trainer_ext.demo_data.errors import EmbeddedDataError
-from trainer_ext.evaluation import suites
 from trainer_ext.evaluation.baselines import bm25, chance
-from trainer_ext.evaluation.suites import load_suite, picture_task
 from trainer_ext.evaluation.tasks import evaluate
+from trainer_ext.measuring import suites
+from trainer_ext.measuring.suites import load_suite, picture_task
+from trainer_ext.recipe.evaluation import TasksFile, load_tasks
+from trainer_ext.recipe.reading import find_resource
 
+LIMITS = {"texts": 1000, "triplets": 300}
 TEST_METRICS = {
     f"{table}_{length}/{way}_r{k}"
     for table in ("concepts", "combinations")
@@ -103,7 +106,7 @@ def test_every_metric_has_a_chance_and_every_text_metric_a_bm25(tables):
 def test_test_and_validation_read_different_rows(tables):
     items = [
         {
-            item if isinstance(item, str) else item.tobytes()
+            item if isinstance(item, str) else item.key
             for task in load_suite("openmoji", split, tables)
             for item in task.items
         }
@@ -120,9 +123,20 @@ def test_pictures_shared_by_two_tables_are_one_object(tables):
     assert len(set(map(id, short))) == 6
 
 
+def test_a_file_of_tasks_is_a_suite_too(tables, tmp_path):
+    text = (find_resource("evaluation", "openmoji")).read_text().replace("name: concepts_short", "name: mine")
+    (tmp_path / "own.yaml").write_text(text)
+    assert load_suite(str(tmp_path / "own.yaml"), folder=tables)[0].label == "mine/t2i"
+
+
 def test_sizes_are_capped_and_the_rows_are_the_same_every_time(tables, monkeypatch):
-    monkeypatch.setattr(suites, "TEXT_ROWS", 10)
-    monkeypatch.setattr(suites, "HARD_NEGATIVE_ROWS", 4)
+    def load_smaller(name: str) -> TasksFile:
+        content = load_tasks(name)
+        limits = {LIMITS["texts"]: 10, LIMITS["triplets"]: 4, None: None}
+        tasks = [task.model_copy(update={"limit": limits[task.limit]}) for task in content.tasks]
+        return content.model_copy(update={"tasks": tasks})
+
+    monkeypatch.setattr(suites, "load_tasks", load_smaller)
     first, second = ({task.label: task for task in load_suite("openmoji", folder=tables)} for _ in range(2))
     assert first["definition_example"].size == "10 queries, 10 candidates"
     assert first["hard_negatives"].size == "4 queries, 1 positive and 7 negatives each"
@@ -152,9 +166,9 @@ def test_real_tables_give_tasks_of_the_promised_size():
     tasks = {task.label: task for task in load_suite("openmoji", folder=prepare(progress=False))}
     assert len(tasks["concepts_short/t2i"].candidates) > 100
     assert len(tasks["combinations_long/i2t"].candidates) > 100
-    for name in suites.TEXT_TASKS:
-        assert 400 <= len(tasks[name].queries) <= suites.TEXT_ROWS
-    assert len(tasks["hard_negatives"].queries) == suites.HARD_NEGATIVE_ROWS
+    for name in ("headword_definition", "definition_example", "definition_definition"):
+        assert 400 <= len(tasks[name].queries) <= LIMITS["texts"]
+    assert len(tasks["hard_negatives"].queries) == LIMITS["triplets"]
     figures = bm25(list(tasks.values()))
     assert all(
         figures[name] > 10 * value for name, value in chance(list(tasks.values())).items() if name.endswith("ndcg10")
