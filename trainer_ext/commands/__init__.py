@@ -7,6 +7,11 @@ code: 0, or 1 where something was found or became worse. ``frame`` runs both and
 from trainer_ext.commands.frame import run_command
 
 # Name -> its file. A line here is all that a new command needs.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "check": "trainer_ext.commands.check",
+    "evaluate": "trainer_ext.commands.evaluate",
+    "compare": "trainer_ext.commands.compare",
+    "mine": "trainer_ext.commands.mine",
+}
 
 __all__ = ["COMMANDS", "run_command"]
