@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from trainer_ext.commands import COMMANDS, run_command
 from trainer_ext.run.failures import explain
+from trainer_ext.run.signals import Stopped, how_to_go_on, is_main_process, say_to_user, stops_are_told
 from trainer_ext.run.train import train
 
 
@@ -31,7 +32,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 2 after an error, 130 after Ctrl-C."""
+    """Entry point; returns the exit code: 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
     command = list(sys.argv[1:] if arguments is None else arguments)
     if command and command[0] in COMMANDS:
         return run_command(COMMANDS[command[0]], command[1:])
@@ -39,23 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = command[1:]
     options = parse(command)
     try:
-        train(
-            options.recipe,
-            options.output_dir,
-            resume=options.resume,
-            overrides=options.overrides,
-            only_stage=options.only_stage,
-            allow_recipe_change=options.allow_recipe_change,
-            command=command,
-        )
-    except KeyboardInterrupt:
-        print(f"error: interrupted. Go on with --resume --output_dir {options.output_dir}", file=sys.stderr)
-        return 130
+        with stops_are_told(say_to_user):
+            train(
+                options.recipe,
+                options.output_dir,
+                resume=options.resume,
+                overrides=options.overrides,
+                only_stage=options.only_stage,
+                allow_recipe_change=options.allow_recipe_change,
+                command=command,
+            )
+    except KeyboardInterrupt as stop:
+        if is_main_process():
+            say_to_user(f"error: interrupted ({str(stop) or 'Ctrl-C'}). {how_to_go_on(command, options.output_dir)}")
+        return stop.exit_code if isinstance(stop, Stopped) else 130
     except Exception as error:
         words = None if options.traceback else explain(error, options.output_dir)
         if words is None:
             raise
-        print(f"error: {words}", file=sys.stderr)
+        say_to_user(f"error: {words}")
         return 2
     return 0
 

@@ -22,11 +22,11 @@ ROLES = {
     "document": ("document", "passage", "retrieval.document", "retrieval.passage"),
 }
 _CODE = "custom_st.py"
-_MODULES = [
+MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "custom_st.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"},
 ]
-_TRANSFORMER = {
+TRANSFORMER = {
     "transformer_task": "feature-extraction",
     "module_output_name": "sentence_embedding",
     # No output name: these methods return the tensor itself.
@@ -55,8 +55,8 @@ def write_sentence_files(folder: Path, config: "JinaCLIPConfig") -> None:
         "requirements": REQUIREMENTS,
     }
     contents: dict[str, Any] = {
-        "modules.json": _MODULES,
-        "sentence_bert_config.json": _TRANSFORMER,
+        "modules.json": MODULES,
+        "sentence_bert_config.json": TRANSFORMER,
         "config_sentence_transformers.json": settings,
         "1_Normalize/config.json": {},  # the Hub keeps no empty folders
     }

@@ -21,6 +21,7 @@ from tests.trainer_ext.tiny_run import COLOURS, NUMBERS, RunFactory, entries_of,
 from trainer_ext import __main__ as command_line
 from trainer_ext import files
 from trainer_ext.evaluation.tasks import HardNegativeTask, Task, image_text_tasks, text_task
+from trainer_ext.run import evaluating
 from trainer_ext.run import train as training_run
 from trainer_ext.training import saving
 from trainer_ext.training.trainer import JinaCLIPTrainer
@@ -127,7 +128,7 @@ def train_rank(
 def run_command(command: list[str]) -> None:
     """The command line to its end."""
     settle()
-    training_run.load_suite = tiny_suite
+    evaluating.load_suite = tiny_suite
     assert command_line.main(command) == 0
     assert not torch.distributed.is_initialized()  # left in order, not when the interpreter happens to end
 
@@ -155,6 +156,6 @@ def run_command_until_killed(command: list[str], steps: int) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(KillAfter(steps))
 
-    training_run.load_suite = tiny_suite
+    evaluating.load_suite = tiny_suite
     training_run.JinaCLIPTrainer = Killed
     command_line.main(command)

@@ -19,6 +19,9 @@ The same holds for parameters of the loss itself, such as the temperature. DDP t
 the model; ``replicated`` takes it of the others.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,5 +148,23 @@ def _all_rows(tensor: Tensor, shard: Shard) -> Tensor:
     return torch.cat([part[:rows] for part, rows in zip(parts, shard.sizes, strict=True)])
 
 
+_ALONE = ContextVar("_ALONE", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block nothing is gathered: the losses are those of one process, which may compute them by itself.
+
+    >>> with alone():
+    ...     shard_of(torch.zeros(3, 8))
+    Shard(sizes=(3,), rank=0)
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _ALONE.get() else 1

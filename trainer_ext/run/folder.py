@@ -3,6 +3,7 @@
 DIR/run.json            the recipe, its losses in words, the setup, command, versions and commit of the start
 DIR/checkpoint-N/       what a resume needs
 DIR/stages/0-NAME/      the whole model as it was at the end of a stage
+DIR/best/               the model with the best figure that the recipe's keep_best names; best.json has the figures
 DIR/config.json, ...    the finished model; with LoRA also its adapter/
 DIR/ema/                the model with averaged weights, if the recipe has ema_decay
 """
@@ -11,17 +12,29 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from trainer_ext.files import last_whole_checkpoint, partial_path, readable_as_the_folder, whole_folder, write_json
+from trainer_ext.files import (
+    clear_leftovers,
+    last_whole_checkpoint,
+    partial_path,
+    readable_as_the_folder,
+    whole_folder,
+    write_json,
+)
+from trainer_ext.locks import held
 from trainer_ext.recipe.recipe import Recipe, recipe_differences
 from trainer_ext.recipe.schema import LOSS_RULES
+from trainer_ext.run.hardware import hardware
 
 RUN_FILE = "run.json"
+BEST_FILE = "best.json"
 _PACKAGES = ("modeling-jina-clip", "torch", "transformers", "accelerate", "tokenizers", "datasets")
 
 
@@ -57,11 +70,15 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} already holds a run; go on with it by --resume, or choose another --output_dir"
             )
-        elif (changes := recipe_differences(self._started_with(), self.recipe)) and not allow_recipe_change:
+        elif not allow_recipe_change and (changes := recipe_differences(self._started_with(), self.recipe)):
             raise ValueError(
                 f"the recipe is not the one that {self.path} was started with: {'; '.join(changes)}. "
                 "Undo the change, or accept it with --allow_recipe_change"
             )
+
+    def held(self, say: Callable[[str], object]) -> AbstractContextManager[None]:
+        """Keep other runs out of the folder inside a block; the main process does it for all processes of the run."""
+        return held(self.path, ["python", "-m", "trainer_ext", *self.command], say)
 
     def check_setup(self, setup: Mapping[str, Any], allow_change: bool = False) -> None:
         """Check that a resumed run has the same setup: what decides its steps beside the recipe.
@@ -85,7 +102,7 @@ class RunFolder:
         """Write the run's origin; a resumed run keeps the first one unless its recipe or setup has changed."""
         setup, content = dict(setup or {}), {}
         claimed = (self.path / RUN_FILE).is_file()
-        if claimed and not recipe_differences(self._started_with(), self.recipe) and not self._setup_changes(setup):
+        if claimed and self._is_same(setup):
             content = self._read()
             if content.get("setup", {}).items() >= setup.items():
                 return
@@ -94,6 +111,8 @@ class RunFolder:
             "command": self.command,
             "versions": installed_versions(),
             "commit": commit_of(Path(__file__).parents[1]),
+            "hardware": hardware(),
+            "repository": repository_of(Path(__file__).parents[1]),
             "losses": {
                 side.loss: LOSS_RULES[side.loss].words for stage in self.recipe.stages for _, side in stage.sides()
             },
@@ -116,6 +135,15 @@ class RunFolder:
             save(str(partial))
         return target
 
+    def save_best(
+        self, save: Callable[[str], None], figure: str | None, step: int, figures: Mapping[str, float]
+    ) -> Path:
+        """Save the best model so far with its figures, whole or not at all, in place of the one before."""
+        with whole_folder(self.path / "best") as partial:
+            save(str(partial))
+            write_json(partial / BEST_FILE, {"step": step, "figure": figure, "figures": dict(figures)})
+        return self.path / "best"
+
     def save_model(self, save: Callable[[str], None]) -> None:
         """Save the finished model into the run's folder itself; ``config.json`` comes last, after all others."""
         partial = partial_path(self.path / "model")
@@ -129,6 +157,7 @@ class RunFolder:
                 os.replace(path, self.path / path.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        clear_leftovers(self.path)
 
     def save_average(self, save: Callable[[str], None]) -> Path:
         """Save the model with averaged weights, whole or not at all; ``save`` writes it into a folder."""
@@ -149,6 +178,13 @@ class RunFolder:
     def _started_with(self) -> Recipe:
         return self._readable(lambda: Recipe.model_validate(self._read()["recipe"]))
 
+    def _is_same(self, setup: Mapping[str, Any]) -> bool:
+        """Whether ``run.json`` tells of this recipe and setup; one that cannot be read does not."""
+        try:
+            return not recipe_differences(self._started_with(), self.recipe) and not self._setup_changes(setup)
+        except ValueError:
+            return False
+
     def _setup_changes(self, setup: Mapping[str, Any]) -> list[str]:
         """``name: old -> new`` for each changed value that ``run.json`` knows."""
         if not (self.path / RUN_FILE).is_file():
@@ -165,10 +201,11 @@ class RunFolder:
     def _readable(self, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"{self.path / RUN_FILE} cannot be read ({reason}); choose another --output_dir"
+                f"{self.path / RUN_FILE} cannot be read ({reason}), so nothing tells whether this is the same run; if "
+                "it is, go on with --allow_recipe_change, which writes it anew, else choose another --output_dir"
             ) from error
 
 
@@ -189,6 +226,38 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+_REMOTE = re.compile(
+    r"(?:(?:https?|ssh|git)://(?:[^@/]*@)?|[\w.-]+@)([\w.-]+)(?::\d+(?=/))?[:/]([\w./~-]+?)(?:\.git)?/?"
+)
+
+
+def repository_of(folder: Path) -> str | None:
+    """Where the checkout of a folder came from, without any login in the address; None for none, or a local one.
+
+    It is read from the checkout's own configuration: no network.
+    """
+    command = ["git", "-C", str(folder), "remote", "get-url", "origin"]
+    try:
+        address = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return public_address(address)
+
+
+def public_address(address: str) -> str | None:
+    """A remote's address as host/owner/repository; None for a path of this machine.
+
+    >>> public_address("https" + "://me:" + "word@example.org/me/clip.git")
+    'example.org/me/clip'
+    >>> public_address("git@example.org:me/clip.git")
+    'example.org/me/clip'
+    >>> public_address("/home/me/clip") is None
+    True
+    """
+    found = _REMOTE.fullmatch(address)
+    return f"{found[1]}/{found[2]}" if found else None
 
 
 def commit_of(folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """What a run starts from: a preset with random weights or a checkpoint folder, with its processor."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from modeling_jina_clip import (
     initialize_towers,
 )
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
-from trainer_ext.recipe.reading import find_resource
+from trainer_ext.recipe.checks import read_model_config
+from trainer_ext.recipe.reading import find_resource, path_of
 from trainer_ext.recipe.recipe import Recipe
 from trainer_ext.recipe.schema import TokenizerSpec
 from trainer_ext.run.tokenizer import train_wordpiece, training_texts
@@ -30,7 +32,8 @@ def initial_model(
 ) -> tuple[JinaCLIPModel, JinaCLIPProcessor]:
     """The model and the processor of a recipe, before the first step.
 
-    A preset gets random weights from torch's global generator and, if the recipe trains a tokenizer, a vocabulary of
+    A preset gets random weights from torch's global generator, an image processor that lays transparent pictures on
+    white and, if the recipe trains a tokenizer, a vocabulary of
     exactly its size. A checkpoint folder brings its weights, image processor and, unless the recipe names another, its
     tokenizer. Towers under the recipe's ``initialize`` replace those of the model; the text tower's tokenizer is used
     if it lies beside the tower. LoRA adapters come last.
@@ -44,19 +47,18 @@ def initial_model(
         ValueError: no tokenizer, one that does not fit the model's vocabulary, or a tower that does not fit its config.
     """
     start = find_resource("models", recipe.model)
-    tokenizer = _tokenizer(recipe, start, resumed_from, say)
+    processor = initial_processor(recipe, resumed_from, say)
+    tokenizer = processor.tokenizer
     if start.is_dir():
+        _check_vocabulary(tokenizer, checked_config(start))
         model = JinaCLIPModel.from_pretrained(start, attn_implementation=recipe.attn_implementation)
-        _check_vocabulary(tokenizer, model.config)
-        image_processor = JinaCLIPImageProcessor.from_pretrained(start)
     else:
-        config = JinaCLIPConfig.from_json_file(start)
+        config = checked_config(start)
         if isinstance(recipe.tokenizer, TokenizerSpec):
             config.text_config.vocab_size = len(tokenizer)
         _check_vocabulary(tokenizer, config)
         config.text_config.pad_token_id = tokenizer.pad_token_id
         model = JinaCLIPModel._from_config(config, attn_implementation=recipe.attn_implementation)
-        image_processor = JinaCLIPImageProcessor(size=config.vision_config.image_size)
     if recipe.initialize is not None and resumed_from is None:
         for tower, report in initialize_towers(model, **dict(recipe.initialize)).items():
             if say is not None:
@@ -69,7 +71,58 @@ def initial_model(
                 f"{' (initialize replaces its towers)' if recipe.initialize else ''}; start from a model folder"
             )
         add_lora(model, recipe.lora)
-    return model, JinaCLIPProcessor(image_processor, tokenizer)
+    return model, processor
+
+
+def initial_processor(
+    recipe: Recipe, resumed_from: Path | None = None, say: Callable[[str], object] | None = None
+) -> JinaCLIPProcessor:
+    """The processor of ``initial_model``, without a model: how texts become tokens and pictures pixels.
+
+    Raises:
+        ValueError: no tokenizer.
+    """
+    start = find_resource("models", recipe.model)
+    tokenizer = _tokenizer(recipe, start, resumed_from, say)
+    if start.is_dir():
+        return JinaCLIPProcessor(JinaCLIPImageProcessor.from_pretrained(start), tokenizer)
+    if resumed_from is not None:  # as the run began, perhaps before there was a background
+        return JinaCLIPProcessor(JinaCLIPImageProcessor.from_pretrained(resumed_from), tokenizer)
+    size = checked_config(start).vision_config.image_size
+    return JinaCLIPProcessor(JinaCLIPImageProcessor(size=size, background="white"), tokenizer)
+
+
+def checked_config(model: Path) -> JinaCLIPConfig:
+    """The configuration of a preset or a checkpoint folder, before the model itself takes memory.
+
+    Raises:
+        ValueError: it cannot be read, has a value that is none, or asks for more memory than there is.
+    """
+    content, file = read_model_config(model), model / "config.json" if model.is_dir() else model
+    try:
+        config = JinaCLIPConfig.from_dict(content)
+    except Exception as error:  # wrong types have errors of the library's own, which are no ValueErrors
+        words = " ".join(str(error).split())
+        raise ValueError(f"model {file}: {words}") from error
+    needed = 4 * _parameters(config)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise ValueError(
+            f"model {file} describes {needed // 4:,} parameters, {needed / 1e9:,.1f} GB in float32, but this machine "
+            f"has {present / 1e9:,.1f} GB of memory. Correct its sizes, or use a larger machine"
+        )
+    return config
+
+
+def _parameters(config: JinaCLIPConfig) -> int:
+    """About how many parameters: the matrices, which are nearly all of them."""
+    text, vision = config.text_config, config.vision_config
+    embeddings = text.vocab_size * text.hidden_size + vision.num_channels * vision.patch_size**2 * vision.width
+    embeddings += (vision.image_size // vision.patch_size) ** 2 * vision.width
+    gates = 3 if text.mlp_type == "glu" else 2
+    layers = text.num_hidden_layers * text.hidden_size * (4 * text.hidden_size + gates * text.intermediate_size)
+    layers += vision.layers * vision.width * (4 * vision.width + 3 * vision.intermediate_size)
+    return embeddings + layers
 
 
 def _tokenizer(
@@ -80,8 +133,8 @@ def _tokenizer(
     if isinstance(recipe.tokenizer, TokenizerSpec):
         return train_wordpiece(training_texts(recipe), recipe.tokenizer.vocab_size, say)
     if recipe.tokenizer is not None:
-        return _load_tokenizer(Path(recipe.tokenizer))
-    tower = Path(recipe.initialize.text).expanduser() if recipe.initialize and recipe.initialize.text else start
+        return _load_tokenizer(path_of(recipe.tokenizer))
+    tower = path_of(recipe.initialize.text) if recipe.initialize and recipe.initialize.text else start
     for folder in (tower, start):
         if (folder / "tokenizer_config.json").is_file():
             return _load_tokenizer(folder)
@@ -96,7 +149,14 @@ def _tokenizer(
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"tokenizer {str(folder)!r} is not a folder with a tokenizer_config.json; check the path")
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the fast tokenizers' library raises bare Exceptions
+        words = (" ".join(str(error).split()) or type(error).__name__)[:300]
+        raise ValueError(
+            f"tokenizer {str(folder)!r} cannot be read: {words}. One of its files, such as tokenizer.json, is "
+            "damaged or of another library: copy them again"
+        ) from error
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: JinaCLIPConfig) -> None:

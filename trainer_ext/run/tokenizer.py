@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
+from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -15,7 +16,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from trainer_ext.data.sources import load_source
+from trainer_ext.data.holdout import load_with_holdout
 from trainer_ext.recipe.recipe import Recipe
 
 # In this order from id 0 on: JinaBERT's padding id is 0.
@@ -132,7 +133,9 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
                 f"Source {source.name!r} is streaming, but tokenizer.vocab_size means to read all texts before"
                 " training. Name a tokenizer's folder, or take streaming out."
             )
-        table = load_source(source).select_columns([name for name in _TEXTS if name in source.columns])
+        [rows] = load_with_holdout([source])[0].values()
+        assert isinstance(rows, Dataset)  # it does not stream
+        table = rows.select_columns([name for name in _TEXTS if name in source.columns])
         for batch in table.iter(_READ_AT_ONCE):
             for values in batch.values():
                 for value in values:

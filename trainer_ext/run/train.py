@@ -10,37 +10,49 @@
 Under ``torchrun`` or ``accelerate launch`` every process runs this; the main one writes files and messages.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from modeling_jina_clip import JinaCLIPModel
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.fingerprint import fingerprint
-from trainer_ext.data.sources import load_sources, row_count
-from trainer_ext.evaluation.baselines import bm25, chance
+from trainer_ext.data.holdout import load_with_holdout
+from trainer_ext.data.sources import Rows, row_count
+from trainer_ext.data.transparency import transparency_notes
 from trainer_ext.evaluation.report import Report
-from trainer_ext.evaluation.suites import load_suite, picture_task
-from trainer_ext.evaluation.tasks import ImageEncoder, Task, TextEncoder, evaluate
+from trainer_ext.evaluation.tasks import Task
+from trainer_ext.locks import waiting_is_said
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
+from trainer_ext.recipe.problems import raise_problems
 from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import Recipe, load_recipe, only_stage
+from trainer_ext.report import report_of_run, write_report
+from trainer_ext.report.page import PAGE_FILE
+from trainer_ext.run.evaluating import (
+    Evaluator,
+    Say,
+    StageRecorder,
+    evaluation_tasks,
+    finish_report,
+    keep_best_problems,
+    start_report,
+    strategy_problems,
+)
 from trainer_ext.run.folder import RunFolder
+from trainer_ext.run.speed import SpeedRecord
 from trainer_ext.run.start import initial_model, training_arguments
-from trainer_ext.training.stages import finished_stage
+from trainer_ext.run.watching import WatchCallback, stopped_at
 from trainer_ext.training.trainer import JinaCLIPTrainer
-
-BEFORE_TRAINING = "before training"
-Say = Callable[[str], object]
+from trainer_ext.training.validation import validation_problems
 
 
 @dataclass(frozen=True)
@@ -52,9 +64,10 @@ class TrainedRun:
 
 
 class RunData(NamedTuple):
-    """What a run reads: training tables by source, the account of their broken rows, and evaluation tasks."""
+    """What a run reads: training tables by source, rows held out of them, the account of broken rows, and tasks."""
 
-    tables: dict[str, Dataset | IterableDataset]
+    tables: dict[str, Rows]
+    held: dict[str, Dataset]
     broken: BrokenRows
     tasks: list[Task]
 
@@ -84,7 +97,7 @@ def train(
 
     Raises:
         RecipeError: lists everything that is wrong with the recipe.
-        ValueError: the folder holds another run, or data, model and recipe do not fit.
+        ValueError: the folder holds another run or is in use, or data, model and recipe do not fit.
 
     >>> run = train("openmoji", "outputs/mine", overrides=["stages.0.steps=100"])     # doctest: +SKIP
     >>> run.folder, run.metrics["concepts_short/t2i_r5"]                              # doctest: +SKIP
@@ -97,23 +110,25 @@ def train(
     is_main = arguments.process_index == 0
     say: Say = tqdm.write if is_main else _quiet
     folder = RunFolder(output_dir, recipe, command)
-    if is_main:
-        folder.check(resume, allow_recipe_change)
-    with _file_bars_hidden():
-        data = _read_data(recipe, arguments)
+    with folder.held(say) if is_main else nullcontext(), waiting_is_said(say), _file_bars_hidden():
+        if is_main:
+            folder.check(resume, allow_recipe_change)
+        data = _read_data(recipe, arguments, say)
         checkpoint = folder.last_checkpoint(say) if resume else None
         trainer = _make_trainer(recipe, arguments, data, checkpoint, say)
         setup = setup_of(trainer)
         if is_main and resume:
             folder.check_setup(setup, allow_recipe_change)
-        report = start_report(folder, data.tasks) if data.tasks and is_main else None
+        report = start_report(folder, data.tasks) if recipe.evaluation is not None and is_main else None
+        _watch(trainer, folder, checkpoint)
         trainer.add_callback(StageRecorder(trainer, folder, report))
         # The first callback: a file that another one wrote into an unclaimed folder would block the next attempt.
         trainer.callback_handler.callbacks.insert(0, FolderClaim(folder, setup))
+        trainer.add_callback(SpeedRecord(folder.path))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        _finish(trainer, folder, report, data.tasks, say)
+        _finish(trainer, folder, report, say)
     leave_together(trainer)
-    return TrainedRun(folder.path, _last_figures(folder.path, recipe) if data.tasks else {})
+    return TrainedRun(folder.path, _last_figures(folder.path, recipe) if recipe.evaluation is not None else {})
 
 
 # --- step 1: the recipe ------------------------------------------------------------------------------------------
@@ -148,18 +163,23 @@ def _checked_recipe(recipe: Recipe | str | Path, overrides: Sequence[str], stage
             )
     else:
         recipe = load_recipe(recipe, overrides)
+    raise_problems(f"recipe {recipe.name}", list(strategy_problems(recipe)))
     return recipe if stage is None else only_stage(recipe, stage)
 
 
 # --- steps 2 to 4: data, model, trainer --------------------------------------------------------------------------
 
 
-def _read_data(recipe: Recipe, arguments: JinaCLIPTrainingArguments) -> RunData:
+def _read_data(recipe: Recipe, arguments: JinaCLIPTrainingArguments, say: Say) -> RunData:
     broken = BrokenRows(None)
     with arguments.main_process_first(desc="reading the data"):
-        tables = load_sources(recipe.used_sources(), recipe.seed, broken)
-        tasks = load_suite(recipe.evaluation.suite) if recipe.evaluation else []
-    return RunData(tables, broken, tasks)
+        tables, held = load_with_holdout(recipe.used_sources(), recipe.seed, broken)
+        for name, rows in held.items():
+            say(f"{name}: {len(rows):,} rows are held out, {row_count(tables[name]):,} are trained on")
+        tasks = evaluation_tasks(recipe, broken, say)
+    problems = [*validation_problems(recipe, held), *keep_best_problems(recipe.evaluation, tasks)]
+    raise_problems(f"recipe {recipe.name}", problems)
+    return RunData(tables, held, broken, tasks)
 
 
 def _make_trainer(
@@ -170,8 +190,12 @@ def _make_trainer(
     set_seed(recipe.seed)
     model, processor = initial_model(recipe, checkpoint, say)
     model.processor = processor
+    if arguments.process_index == 0:
+        for note in transparency_notes(recipe.used_sources(), data.tables, processor.image_processor.background):
+            say(f"warning: {note}")
+    evaluator = None if recipe.evaluation is None else Evaluator(recipe, data.tasks, data.held)
     # A resumed run has measured the untrained model already.
-    arguments.eval_on_start = bool(data.tasks) and checkpoint is None
+    arguments.eval_on_start = evaluator is not None and checkpoint is None
     trainer = JinaCLIPTrainer(
         model=model,
         args=arguments,
@@ -179,23 +203,26 @@ def _make_trainer(
         train_dataset=data.tables,
         processing_class=processor,
         broken_rows=data.broken,
-        evaluate_fn=partial(_measure, recipe, data.tasks) if data.tasks else None,
+        evaluate_fn=evaluator,
     )
+    if evaluator is not None:
+        evaluator.attach(trainer)
     start = find_resource("models", recipe.model)
     if checkpoint is None and start.is_dir():
         trainer.objective.load(start, strict=False)
     return trainer
 
 
-def _encoders(model: JinaCLIPModel) -> tuple[TextEncoder, ImageEncoder]:
-    """The model's two methods; without an option they return arrays."""
-    return cast(TextEncoder, model.encode_text), cast(ImageEncoder, model.encode_image)
-
-
-def _measure(recipe: Recipe, tasks: Sequence[Task], model: JinaCLIPModel, processor: object) -> dict[str, float]:
-    assert recipe.evaluation is not None  # it names the tasks
-    dims = recipe.evaluation.truncate_dims
-    return evaluate(*_encoders(model), tasks, truncate_dims=dims)
+def _watch(trainer: JinaCLIPTrainer, folder: RunFolder, checkpoint: Path | None) -> None:
+    """Measure every so many steps, keep the best model, stop early; a run that has stopped so takes no more steps."""
+    spec, stages = trainer.recipe.evaluation, trainer.recipe.stages
+    if spec is None:
+        return
+    keep = partial(folder.save_best, trainer.save_model, spec.keep_best)
+    trainer.add_callback(WatchCallback(stages, spec.every, spec.keep_best, spec.patience, keep))
+    if checkpoint is not None and spec.keep_best is not None and spec.patience is not None:
+        history = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history
+        trainer.args.max_steps = stopped_at(history, spec.keep_best, spec.patience, stages) or trainer.args.max_steps
 
 
 def setup_of(trainer: JinaCLIPTrainer) -> dict[str, Any]:
@@ -227,68 +254,24 @@ class FolderClaim(TrainerCallback):
             self.folder.claim(self.setup)
 
 
-class StageRecorder(TrainerCallback):
-    """Adds a row to the report and saves the whole model at the end of each stage."""
-
-    def __init__(self, trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None) -> None:
-        self.trainer, self.folder, self.report = trainer, folder, report
-
-    def on_evaluate(  # type: ignore[override]  # the trainer gives the metrics by name
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
-        """Record step 0 and the last step of each stage; evaluations between them are only logged."""
-        stages = self.trainer.recipe.stages
-        index = finished_stage(stages, state.global_step)
-        if not state.is_world_process_zero or (index is None and state.global_step > 0):
-            return
-        name = BEFORE_TRAINING if index is None else stages[index].name
-        if index is not None:
-            tqdm.write(f"stage {name} is kept in {self.folder.save_stage(index, name, self.trainer.save_model)}")
-        if self.report is not None:
-            self.report.add(name, {key.removeprefix("eval_"): value for key, value in metrics.items()})
-            self.report.save()
-
-
-def start_report(folder: RunFolder, tasks: Sequence[Task]) -> Report:
-    """The run's report so far, with the baselines that the model has to beat."""
-    report = Report.load(folder.path, tasks)
-    report.add("chance", chance(tasks), kind="reference")
-    report.add("BM25", bm25(tasks), kind="reference")
-    return report
-
-
 # --- step 6: the results -----------------------------------------------------------------------------------------
 
 
-def _finish(
-    trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None, tasks: Sequence[Task], say: Say
-) -> None:
+def _finish(trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None, say: Say) -> None:
     """Save the finished model, the averaged one and the report; every process enters, the main one writes."""
     with trainer.whole_model() as whole:
         if trainer.args.process_index > 0:
             return
         folder.save_model(trainer.save_model)
+        trainer.save_state()  # the log of all steps, for the report: checkpoints may be gone later
         if trainer.average is not None:
             say(f"the averaged model is {folder.save_average(trainer.save_average)}")
-            if report is not None and trainer.evaluate_fn is not None:
-                report.add("EMA", trainer.evaluate_fn(trainer.average.model, trainer.processing_class))
-        if report is not None:
+        if report is not None and isinstance(trainer.evaluate_fn, Evaluator):
             report.shares = trainer.source_record.shares()
             whole.to(trainer.args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-            finish_report(report, whole, tasks)
-        say(f"the finished model is {folder.path}")
-
-
-def finish_report(report: Report, model: JinaCLIPModel, tasks: Sequence[Task]) -> None:
-    """Write the last files and show the table."""
-    report.save()
-    report.save_contact_sheet(*_encoders(model), picture_task(tasks))
-    tqdm.write(report.table())
+            finish_report(report, trainer.evaluate_fn, whole, trainer.average)
+        write_report(folder.path, report_of_run(folder.path))
+        say(f"the finished model is {folder.path}; look at {folder.path / PAGE_FILE}")
 
 
 def leave_together(trainer: JinaCLIPTrainer) -> None:

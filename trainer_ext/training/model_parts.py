@@ -14,6 +14,8 @@ from trainer_ext.recipe.schema import Part, Tower
 _PARTS: tuple[tuple[str, Part], ...] = (
     ("text_model.proj.", "text_projection"),
     ("vision_model.head.", "vision_projection"),
+    ("text_projection.", "text_projection"),
+    ("visual_projection.", "vision_projection"),
     ("text_model.", "text"),
     ("vision_model.", "vision"),
     ("logit_scale", "temperature"),
@@ -92,7 +94,7 @@ def train_only(model: nn.Module, parts: Set[Part]) -> None:
 
 def image_parameters(model: JinaCLIPModel) -> list[nn.Parameter]:
     """What a text loss cannot reach: the image tower and the trained temperature."""
-    return [*model.vision_model.parameters(), model.logit_scale]
+    return [*model.vision_model.parameters(), *model.visual_projection.parameters(), model.logit_scale]
 
 
 def drop_gradients_except(model: nn.Module, parts: Set[Part]) -> None:

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -142,9 +143,12 @@ class JinaCLIPTrainer(SavingTrainer):
             world_size=self.args.world_size,
             gradient_accumulation_steps=self.args.gradient_accumulation_steps,
         )
+        # Fewer steps than planned: a run that has stopped early, whose end is the end of the data to the base class.
+        steps = self.args.max_steps * self.args.gradient_accumulation_steps
+        batches = plan if steps >= len(plan) else list(islice(plan, steps))
         return DataLoader(
             JointDataset(self.recipe.sources, self.train_dataset, self.recipe.seed, self.source_record.broken),
-            batch_sampler=plan,  # type: ignore[arg-type]  # torch says list and needs a sequence
+            batch_sampler=batches,  # type: ignore[arg-type]  # torch says list and needs a sequence
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,

@@ -27,7 +27,6 @@ from tests.trainer_ext.own_process import (
 from tests.trainer_ext.tiny_run import RunFactory, entries_of, make_model, trained, write_data, write_recipe
 from tests.trainer_ext.training.test_trainer_distributed import QUIET
 from trainer_ext import __main__ as command_line
-from trainer_ext.run import train as training_run
 from trainer_ext.training.embedding import chunks_of, encoder_inputs
 from trainer_ext.training.monitoring import NonFiniteError
 from trainer_ext.training.sharding import (
@@ -222,7 +221,7 @@ def test_command_line_finishes_with_whole_models(
     quiet = [*QUIET, "evaluation=tiny"]
     command = [str(factory.recipe), "--output_dir", str(tmp_path / "two"), *quiet, "fully_shard=true"]
     assert in_two_processes(run_command, command) == [0, 0]
-    monkeypatch.setattr(training_run, "load_suite", tiny_suite)
+    monkeypatch.setattr("trainer_ext.run.evaluating.load_suite", tiny_suite)
     assert command_line.main([str(factory.recipe), "--output_dir", str(tmp_path / "one"), *quiet]) == 0
     for place in ("", "stages/0-pairs", "stages/1-larger", "stages/2-hard"):
         model = JinaCLIPModel.from_pretrained(tmp_path / "two" / place)
