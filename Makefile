@@ -65,15 +65,20 @@ APP_STAMP := .venv-app/.installed
 $(APP_STAMP): pyproject.toml constraints.txt constraints-app.txt
 	@$(PYTHON) -m venv .venv-app
 	@.venv-app/bin/pip install -q "$$(grep '^torch==' constraints.txt)" -c constraints-app.txt
-	@.venv-app/bin/pip install -q -e '.[app]' pytest playwright pyarrow -c constraints-app.txt
+	@.venv-app/bin/pip install -q -e '.[app,train]' pytest playwright -c constraints-app.txt
 	@touch $@
 
-app: $(APP_STAMP) ## the search page over the demo's model and held-out pictures, on this machine only
-	@$(PY) -c 'from trainer_ext.demo_data import prepare; prepare()'
+.PHONY: model-for-app
+model-for-app:
+	@test -f $(HUB)/config.json || { \
+	  echo "error: $(HUB) is no model: run 'make demo' first, which leaves one there, or name yours: make app HUB=FOLDER" >&2; exit 2; }
+
+app: model-for-app $(APP_STAMP) ## the search page over the demo's model and held-out pictures, on this machine only
+	@test ! -x $(PY) || $(PY) -c 'from trainer_ext.demo_data import prepare; prepare()'
 	$(OFFLINE) .venv-app/bin/python examples/app/app.py $(HUB) $(ARGS)
 
-test-app: $(APP_STAMP) ## the search page in a real browser (needs Chromium)
-	$(OFFLINE) .venv-app/bin/python -m pytest -q tests/examples/test_app.py $(ARGS)
+test-app: $(APP_STAMP) ## the search page and a run's report in a real browser (needs Chromium)
+	$(OFFLINE) .venv-app/bin/python -m pytest -q tests/examples/test_app.py tests/trainer_ext/report/test_browser.py $(ARGS)
 
 MIN_STAMP := .venv-min/.installed
 $(MIN_STAMP): pyproject.toml constraints-min.txt

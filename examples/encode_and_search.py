@@ -10,14 +10,15 @@ nearly every image: the search centres each kind on its own mean, which makes th
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
-import faiss
 import numpy as np
-from PIL import Image
 from sentence_transformers import SentenceTransformer
 
+from modeling_jina_clip import open_image
+from trainer_ext.commands.guard import guarded
 from trainer_ext.demo_data import load_table
 from trainer_ext.demo_data.cache import prepare
 
@@ -31,7 +32,7 @@ def read_items(drawings: int, definitions: int) -> tuple[list, list[str]]:
     more = load_table(folder, "short_captions", "train_concepts")
     items, names = [], []
     for row in [*pictures, *more][:drawings]:
-        items.append(row["image"].convert("RGB"))
+        items.append(row["image"])
         names.append(f"[drawing] {row['caption'][0]}")
     words = load_table(folder, "headword_definition", "train")
     step = max(1, len(words) // max(1, definitions))  # the table is in alphabetical order
@@ -45,6 +46,10 @@ class Index:
     """Exact inner-product search over unit vectors; each kind is centred on the mean of its own vectors."""
 
     def __init__(self, vectors: np.ndarray, is_image: np.ndarray) -> None:
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError("the index needs faiss: pip install '.[search]'") from error
         self.means = {kind: vectors[is_image == kind].mean(axis=0) for kind in set(is_image.tolist())}
         self.index = faiss.IndexFlatIP(vectors.shape[1])
         self.index.add(self.centre(vectors, is_image))
@@ -87,7 +92,7 @@ def main() -> None:
 
     shown = options.queries or QUERIES
     # A string is always a text for the model; here the user's word decides that a file is meant.
-    queries = [Image.open(query) if Path(query).is_file() else query for query in shown]
+    queries = [open_image(query) if Path(query).is_file() else query for query in shown]
     encoded = model.encode(queries, normalize_embeddings=True)
     start = time.perf_counter()
     scores, places = index.search(encoded, images_among(queries), min(options.top, len(items)))
@@ -100,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
+from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor, open_image
+from trainer_ext.commands.guard import guarded
 from trainer_ext.hub.onnx_export import export_onnx
 
 TEXTS = ["a red heart", "a drawing of a clock", "four words and more of them, so that the other rows are padded"]
@@ -57,7 +58,7 @@ def main() -> None:
         size = (path.stat().st_size + path.with_name(path.name + ".data").stat().st_size) / 1e6
         print(f"  {path}: {size:.1f} MB with its weights")
 
-    images = [Image.open(name) for name in options.inputs if Path(name).is_file()]
+    images = [open_image(name) for name in options.inputs if Path(name).is_file()]
     texts = [text for text in options.inputs if not Path(text).is_file()]
     if not options.inputs:
         texts, images = TEXTS, [Image.linear_gradient("L").resize(size) for size in ((64, 64), (200, 80), (33, 90))]
@@ -80,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

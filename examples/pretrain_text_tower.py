@@ -16,6 +16,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, set_seed
 
 from modeling_jina_clip import JinaCLIPTextForMaskedLM
+from trainer_ext.commands.guard import guarded
 from trainer_ext.recipe.recipe import load_recipe
 from trainer_ext.run.start import initial_model
 from trainer_ext.run.tokenizer import training_texts
@@ -93,4 +94,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

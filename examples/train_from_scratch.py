@@ -19,23 +19,40 @@ import pandas
 import yaml
 
 from trainer_ext import train
+from trainer_ext.commands.guard import guarded
+from trainer_ext.data.csv_reader import read_header, separator_of
+from trainer_ext.data.sources import load_source
 from trainer_ext.demo_data.dictionary import Pair
 from trainer_ext.demo_data.mining import NEGATIVES, Miner
+from trainer_ext.recipe.schema import Source
 
 STAGES = {"short-captions": (1.0e-3, 32), "long-captions": (4.0e-4, 80), "hard-negatives": (1.5e-4, 80)}
 
 
-def read_table(path: Path, *columns: str) -> pandas.DataFrame:
-    """A CSV file of texts that has these columns."""
-    table = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := [name for name in columns if name not in table.columns]:
-        sys.exit(f"{path} has no column {missing[0]!r}; it has {', '.join(table.columns)}.")
-    return table
+def header(path: Path, *columns: str) -> list[str]:
+    """The column names of a CSV file, these among them."""
+    if not path.is_file():
+        sys.exit(f"{path}: there is no such file.")
+    names = read_header(str(path), separator_of(str(path), columns, path.suffix))
+    if missing := [name for name in columns if name not in names]:
+        sys.exit(f"{path} has no column {missing[0]!r}; it has {', '.join(names)}.")
+    return names
+
+
+def read_table(path: Path, first: str, second: str, blank: int = 0) -> pandas.DataFrame:
+    """Two columns of a CSV file, checked as the trainer does it: a row that does not fit is named.
+
+    ``blank`` rows may lack a text; they are left out.
+    """
+    columns = {"query": first, "positive": second}
+    source = Source(name=path.stem, task="text-pair", format="csv", location=str(path), columns=columns)
+    rows = load_source(source.model_copy(update={"max_broken_rows": blank}))
+    return rows.select_columns([*columns]).to_pandas().rename(columns=columns)
 
 
 def write_captions(table: pandas.DataFrame, column: str, folder: Path, path: Path) -> None:
     """A row for each picture, with all its captions: one of them is drawn in each epoch."""
-    rows = table[table[column] != ""].groupby("file", sort=False)[column].agg(list).rename("caption").reset_index()
+    rows = table.groupby("file", sort=False)[column].agg(list).rename("caption").reset_index()
     if lost := [name for name in rows["file"] if not (folder / name).is_file()]:
         sys.exit(f"the captions name {lost[0]!r}, which is not in {folder}.")
     rows["file"] = [str((folder / name).resolve()) for name in rows["file"]]
@@ -87,29 +104,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="pictures, and text pairs, of a step (128)")
     parser.add_argument("--only_write", action="store_true", help="write data and recipe, and do not start")
     options = parser.parse_args(arguments)
-    captions = read_table(options.captions, "file", "caption")
-    pairs = read_table(options.pairs, "query", "positive")[["query", "positive"]]
-    has_long = "long_caption" in captions.columns
+    has_long = "long_caption" in header(options.captions, "file", "caption")
+    header(options.pairs, "query", "positive")
+    captions = {"caption": read_table(options.captions, "file", "caption")}
+    rows = len(captions["caption"])
+    if has_long:  # not every picture needs one
+        captions["long_caption"] = read_table(options.captions, "file", "long_caption", blank=rows)
+    pairs = read_table(options.pairs, "query", "positive")
     triplets = mine(pairs)
     out = options.output_dir
     if out.exists() and any(out.iterdir()):
         parser.error(f"--output_dir {out}: is not empty; name a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    for column in ["caption", *["long_caption"] * has_long]:
+    for column, table in captions.items():
         name = f"{'long' if column == 'long_caption' else 'short'}_captions.jsonl"
-        write_captions(captions, column, options.pictures, out / name)
+        write_captions(table, column, options.pictures, out / name)
     pairs.to_csv(out / "pairs.csv", index=False)
     triplets.to_json(out / "triplets.jsonl", orient="records", lines=True)
     recipe = out / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(recipe_of(options, has_long), sort_keys=False), encoding="utf-8")
-    print(f"{len(captions)} captions, {len(pairs)} pairs, {len(triplets)} of them with hard negatives: {recipe}")
+    print(f"{rows} captions, {len(pairs)} pairs, {len(triplets)} of them with hard negatives: {recipe}")
     if not options.only_write:
-        try:
-            train(recipe, out / "run")
-        except (ValueError, OSError) as error:
-            sys.exit(f"error: {error}")
+        train(recipe, out / "run")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -9,11 +9,13 @@ alone, the other its prefixes too. Both are measured at every width. Each run's 
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 from trainer_ext import load_recipe, train
+from trainer_ext.commands.guard import guarded
 from trainer_ext.evaluation.report import metric_words
 from trainer_ext.recipe.checks import embedding_width
 from trainer_ext.recipe.reading import find_resource
@@ -77,4 +79,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

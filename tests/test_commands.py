@@ -27,10 +27,13 @@ from examples import launch_training
 from tests.source_imports import ROOT
 from tests.workspace import make_workspace, run, run_online
 from trainer_ext import __main__ as trainer
+from trainer_ext.commands import mine
+from trainer_ext.recipe.evaluation import load_tasks
 from trainer_ext.recipe.recipe import load_recipe
+from trainer_ext.recipe.source_list import find_source, load_source_list
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "examples/README.md"]
-PROGRAMS = ("accelerate", "git", "hf", "jina-clip-train", "make", "pip", "pytest", "python", "torchrun")
+PROGRAMS = ("accelerate", "git", "hf", "jina-clip", "jina-clip-train", "make", "pip", "pytest", "python", "torchrun")
 
 
 class Shown(NamedTuple):
@@ -104,6 +107,8 @@ RUN: dict[str, list[str]] = {
     "python examples/hard_negatives.py outputs/openmoji-hub pairs.csv --output_dir outputs/adapted": [
         *["--steps", "2", "--batch_size", "8", "--margin", "0"]
     ],
+    "python -m trainer_ext mine my_recipe.yaml --source answers --retriever outputs/openmoji-hub --cache mined "
+    "--out mined.parquet": ["--negatives", "1", "--margin", "none"],
     "python examples/launch_training.py my_recipe.yaml --output_dir outputs/mine": [
         *["--processes", "2", "use_cpu=true", *SHORT, *SMALL]
     ],
@@ -119,6 +124,7 @@ RUN: dict[str, list[str]] = {
         "8",
     ],
     "python benchmarks/encode_speed.py text --texts 64": ["--texts", "2", "--rounds", "1"],
+    "python benchmarks/encode_speed.py text --texts 1": ["--rounds", "1"],
     "python benchmarks/encode_speed.py image --images 16 --peers .peers": ["--images", "1", "--rounds", "1"],
     "python benchmarks/encode_speed.py memory": ["--tokens", "64"],
     "python benchmarks/products.py": ["--rounds", "1"],
@@ -132,6 +138,8 @@ RUN: dict[str, list[str]] = {
     "python benchmarks/resume_time.py": ["--rows", "2000", "--step", "5", "--batch_size", "32", "--repeats", "1"],
     "python benchmarks/gpu_step.py": ["--tiny", "--rounds", "1"],
     "python benchmarks/loss_memory.py": ["--most", "2048"],
+    "python -m trainer_ext check my_recipe.yaml --output_dir outputs/check": SHORT,
+    "python benchmarks/check_rows.py": ["--rows", "500", "--pictures", "50"],
     "python benchmarks/memory_advice.py": ["--models", "jina-clip-v1", "--sizes", "224", "--cards", "80"],
 }
 
@@ -157,6 +165,11 @@ def trainer_takes(words: list[str]) -> None:
         if options.only_stage:
             names = [f"model=outputs/openmoji/stages/{n}-{stage.name}" for n, stage in enumerate(recipe.stages)]
             assert set(options.overrides) <= set(names)
+
+
+def mine_takes(words: list[str]) -> None:
+    options = mine.parser().parse_args(words[words.index("mine") + 1 :])
+    find_source(load_source_list(options.sources), options.source, options.sources)
 
 
 def launcher_takes(words: list[str]) -> None:
@@ -198,6 +211,12 @@ def file_exists(words: list[str]) -> None:
     assert [word for word in words if (ROOT / word).is_file()]
 
 
+def compare_takes(words: list[str]) -> None:
+    from trainer_ext.commands.compare import parser
+
+    parser().parse_args(words[4:])
+
+
 def nothing(words: list[str]) -> None:
     """A name in a sentence, or a pattern with a placeholder."""
 
@@ -212,14 +231,18 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     r"python hub_upload\.py push .*--(revision|create_pr).*": (
         *("needs a repository with a branch: tests/trainer_ext/hub/test_push.py", push_takes),
     ),
+    r"python -m trainer_ext mine openmoji .*": ("takes minutes: tests/trainer_ext/commands/test_mine.py", mine_takes),
     r"python -m trainer_ext openmoji .*(--only_stage hard-negatives|stages\.\d\.text=null).*": (
         *("the demo once more, or from its stages", trainer_takes),
     ),
     r"python -m trainer_ext my_recipe\.yaml --output_dir outputs/try .*": (
         *("its data are not there; test_yaml_loads loads it", nothing),
     ),
+    r"python -m trainer_ext evaluate .*": ("tests/test_docs_evaluation.py runs it on the guide's files", nothing),
+    r"python benchmarks/search_scale\.py": ("takes gigabytes and minutes", file_exists),
+    r"python -m trainer_ext compare .*": ("tests/trainer_ext/report/test_comparison.py runs it", compare_takes),
     r"pytest -s .*": ("needs the peers of `make peers`", file_exists),
-    r"(accelerate launch|python -m trainer_ext)": ("a name", nothing),
+    r"(accelerate launch|jina-clip|python -m trainer_ext( mine)?)": ("a name", nothing),
     r"python -m trainer_ext RECIPE --output_dir DIR": ("a pattern", trainer_takes),
 }
 # Snippets are known by their first line.
@@ -240,6 +263,8 @@ SNIPPETS_NOT_RUN = {
     "from torch.nn.functional import cosine_similarity": "trained by tests/trainer_ext/losses/test_register.py",
     "from langchain_huggingface import HuggingFaceEmbeddings": "tests/test_integrations.py, where it is installed",
     "from llama_index.embeddings.huggingface import HuggingFaceEmbedding": "the same",
+    "from trainer_ext.report import report_of_run, write_report": "tests/trainer_ext/report/test_page.py",
+    "from trainer_ext.measuring import build_tasks, load_task_rows, open_model": "tests/test_docs_evaluation.py",
     "import mteb": "downloads data; tests/test_integrations.py",
 }
 
@@ -270,7 +295,7 @@ def test_every_benchmark_is_run() -> None:
     scripts = {
         f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()
     }
-    assert run_here == scripts
+    assert run_here | {"benchmarks/search_scale.py"} == scripts  # that one takes gigabytes
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +327,9 @@ def test_yaml_loads(page: str, checkout: Path, tmp_path: Path, monkeypatch: pyte
             (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(block))
             recipe = load_recipe(tmp_path / "recipe.yaml")
             assert recipe.name == block["name"]
+        elif isinstance(block, dict) and "tasks" in block:
+            (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(block))
+            assert load_tasks(tmp_path / "tasks.yaml").tasks
         elif isinstance(block, dict):
             load_recipe("openmoji", [f"{key}={yaml.safe_dump(value).strip()}" for key, value in block.items()])
 

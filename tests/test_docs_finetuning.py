@@ -34,9 +34,6 @@ def workspace(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (40, 30), (10 * number, 255 - 10 * number, 90)).save(folder / "pictures" / name)
     captions = [f"shade {number}" for number in range(24)]
     pandas.DataFrame({"file": names, "caption": captions}).to_csv(folder / "captions.csv", index=False)
-    places = [str(folder / "pictures" / name) for name in names]
-    rows = pandas.DataFrame({"file": places, "caption": [[caption] for caption in captions]})
-    rows.to_json(folder / "captions.jsonl", orient="records", lines=True)
     pairs = pandas.DataFrame(
         {"query": [f"what is {n}" for n in range(24)], "positive": [f"it is {n}" for n in range(24)]}
     )
@@ -71,6 +68,8 @@ def test_the_packaged_recipe_is_the_one_that_is_shown(workspace: Path) -> None:
     shown, packaged = load_recipe(file, places), load_recipe("finetune", places)
     assert (shown.stages, shown.lora) == (packaged.stages, packaged.lora)
     assert {**packaged.training, **shown.training} == packaged.training
+    assert shown.evaluation == packaged.evaluation
+    assert [source.holdout for source in shown.sources] == [source.holdout for source in packaged.sources]
 
 
 def test_figures_of_the_memory_table() -> None:

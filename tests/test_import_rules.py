@@ -23,18 +23,27 @@ BELOW_TRAINING = {"recipe", "data", "losses", "files", "sentence_files", FACE}
 # adds to its room's.
 MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
+    "locks": {"files"},
     "sentence_files": {"files", FACE},
     "recipe": {"files"},
-    "demo_data": {"files"},
+    "negatives": set(),
+    "demo_data": {"files", "negatives"},
     "data": {"recipe", "demo_data", "files"},
     "data.images": {FACE},  # its picture opener alone: one way from a file to RGB at every door
+    "data.holdout": {"negatives"},  # one rule for which texts are the same
     "losses": set(),
     "losses.joint": {"recipe.schema"},
     "evaluation": {"recipe.schema", "data", "demo_data", "files"},
+    "report": {"recipe", "evaluation", "files"},
+    "report.thumbnails": {FACE},  # pictures as RGB: one way at every door
     "training": BELOW_TRAINING,
-    "run": BELOW_TRAINING | {"demo_data", "evaluation", "training"},
-    "hub": {"files", "sentence_files", FACE},
-    "commands": BELOW_TRAINING | {"demo_data", "evaluation", "training", "run"},
+    "mining": {"recipe.schema", "data", "files", "negatives"},
+    "measuring": {"recipe", "data", "demo_data", "evaluation", "files", FACE},
+    "run": BELOW_TRAINING | {"demo_data", "evaluation", "locks", "measuring", "report", "training"},
+    "hub": {"files", "locks", "sentence_files", FACE},
+    "checking": BELOW_TRAINING | {"training", "run"},
+    "commands": BELOW_TRAINING
+    | {"checking", "demo_data", "evaluation", "measuring", "mining", "report", "training", "run"},
     "__main__": {"run", "commands"},
     "__init__": {"recipe", "data", "losses", "training", "run"},
 }
@@ -47,11 +56,13 @@ HUB_LIBRARIES = MODEL_LIBRARIES - {"tqdm"}
 # Rooms that install without the extra `train`, or that depend on little by design. safetensors comes with transformers.
 LIBRARIES = {
     "files": set(),
+    "locks": {"filelock"},
     "sentence_files": HUB_LIBRARIES,
     "hub": HUB_LIBRARIES,
     "hub.probe": {"onnxruntime", "sentence_transformers"},
     "losses": {"torch"},
     "losses.joint": {"torch", "safetensors"},
+    "negatives": {"bm25s", "numpy"},
 }
 
 MODEL = ROOT / "modeling_jina_clip"
@@ -165,7 +176,7 @@ def test_command_line_of_hub_upload_loads_nothing_heavy() -> None:
     assert loaded.isdisjoint({"modeling_jina_clip", "sentence_transformers", *HUB_LIBRARIES})
     ours = {name for name in loaded if name.startswith("trainer_ext.")}
     hub = {module_of(path) for path in files_of("trainer_ext/hub")}
-    assert ours - {"trainer_ext.files", "trainer_ext.sentence_files"} == hub
+    assert ours - {"trainer_ext.files", "trainer_ext.locks", "trainer_ext.sentence_files"} == hub
 
 
 # --- modeling_jina_clip: the ground floor ------------------------------------------------------------------------

@@ -64,7 +64,8 @@ def test_wheel_holds_our_two_packages_and_one_module(wheel: Path) -> None:
     values = [path for path in (ROOT / "configuration").rglob("*") if path.is_file()]
     expected = {str(path.relative_to(ROOT)) for path in sources}
     expected |= {f"trainer_ext/{path.relative_to(ROOT)}" for path in values}
-    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "trainer_ext/hub/card_template").iterdir()}
+    for folder in ("trainer_ext/hub/card_template", "trainer_ext/report/template"):
+        expected |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).iterdir()}
     assert names - metadata == expected
     assert "trainer_ext/hub/card_template/card.md" in names
     assert {"recipes/openmoji.yaml"} <= {str(path.relative_to(ROOT / "configuration")) for path in values}
@@ -146,7 +147,7 @@ def extras_of(path: Path) -> list[str]:
         return ["hub", "onnx"]
     if path in (trainer / "__init__.py", trainer / "files.py", trainer / "sentence_files.py"):  # used by both extras
         return []
-    return ["train", "demo", "peft"] if path.is_relative_to(trainer) else []
+    return ["train", "check", "demo", "peft"] if path.is_relative_to(trainer) else []
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_every_example_has_its_line() -> None:
     listed = set(re.findall(r"`(\w+(?:\.py|/))`", "".join(table)))
     scripts = {path.name: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "examples").glob("*.py")}
     assert listed == {*scripts, "app/"}
-    assert max(scripts.values()) < 120
+    assert max(scripts.values()) < 180
 
 
 def test_packaged_recipe_command_is_valid() -> None:

@@ -1,6 +1,8 @@
 """The search example as a user runs it: a built Hub folder, another directory, an interpreter on its own."""
 
+import io
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -30,8 +32,17 @@ def pictures(tmp_path: Path) -> dict[str, Pictures.Image]:
     for name, picture in made.items():
         picture.save(folder / name)
     (folder / "broken.jpg").write_bytes(b"not a picture")
+    (folder / "line.png").write_bytes(png(Pictures.new("RGB", (1, 200_000))))  # opens, but cannot be made a square
+    (folder / "float.tiff").write_bytes(png(Pictures.fromarray(np.full((9, 9), 700, np.float32)), "TIFF"))
+    (folder / "copy of 0.png").write_bytes((folder / "0.png").read_bytes())
     (folder / "notes.txt").write_text("not a picture either")
     return made
+
+
+def png(picture: Pictures.Image, format: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format)
+    return file.getvalue()
 
 
 def search(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -48,20 +59,24 @@ def search(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_searches_a_folder_without_our_packages(model, pictures, tmp_path):
-    done = search(tmp_path, model, "--images", tmp_path / "pictures", "--top", 3, "a red heart", "cost: $5 & more")
+    (tmp_path / "search.png").write_text("mine")
+    done = search(tmp_path, model, "--images", tmp_path / "pictures", "--top", 9, "a red heart", "cost: $5 & more")
     assert done.returncode == 0, done.stderr
     assert "modeling_jina_clip, trainer_ext, hub_upload cannot be imported here" in done.stdout
     assert "runs on its own transformers_modules." in done.stdout
-    assert "left out" in done.stderr and "broken.jpg" in done.stderr  # noqa: PT018
+    assert re.search(r"left out more/broken.jpg: .*broken.jpg' is not an image in a known format", done.stderr)
+    assert "left out more/line.png: 1 x 200000 pixels would become" in done.stderr
+    assert "left out more/float.tiff: PIL mode 'F' with values 700.0..700.0 has no fixed white" in done.stderr
+    assert "4 images searched, 3 left out" in done.stdout
     blocks = done.stdout.split("\n\n")[1:3]
     for query, block in zip(("a red heart", "cost: $5 & more"), blocks, strict=True):
         first, *lines = block.splitlines()
         scores = [float(line.split()[0]) for line in lines]
         assert first == query
-        assert len(lines) == 3
+        assert len(lines) == 4  # a copy takes no second place
         assert scores == sorted(scores, reverse=True)
         assert all(line.split()[1].removeprefix("more/") in pictures for line in lines)
-    assert Pictures.open(tmp_path / "search.png").size[0] > 500
+    assert (tmp_path / "search.png").read_text() == "mine"  # nothing is drawn unasked
 
 
 def test_searches_a_parquet_file_and_draws_where_told(model, pictures, tmp_path):
@@ -79,14 +94,14 @@ def test_searches_a_parquet_file_and_draws_where_told(model, pictures, tmp_path)
     ("arguments", "message"),
     [
         (["model", "--images", "nowhere", "heart"], "--images nowhere: there is no such folder or parquet file"),
-        (["model", "--images", ".", "heart"], "--images .: no readable image there"),
+        (["model", "--images", ".", "heart"], "error: --images .: no readable image there"),
         (["model", "--images", ".", "--top", "0", "heart"], "--top 0: must be at least 1"),
         (["model", "--images", "."], "the following arguments are required: query"),
     ],
 )
 def test_wrong_arguments_end_in_one_line_before_any_model_is_loaded(tmp_path, arguments, message):
     done = search(tmp_path, *arguments)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "search.png").exists()
@@ -94,7 +109,7 @@ def test_wrong_arguments_end_in_one_line_before_any_model_is_loaded(tmp_path, ar
 
 def test_the_script_imports_nothing_of_ours():
     text = SCRIPT.read_text()
-    assert len(text.splitlines()) < 120
+    assert len(text.splitlines()) < 180
     assert not [
         line
         for line in text.splitlines()
@@ -110,3 +125,14 @@ def test_no_more_than_a_batch_is_held_at_full_size():
         found = list(batches((f"{n}.png", Pictures.new("RGB", size)) for n in range(40)))
         assert [len(held) for _, held in found] == lengths
         assert [name for names, _ in found for name in names] == [f"{n}.png" for n in range(40)]
+
+
+def test_cells_are_equal_and_transparency_is_white():
+    """The sheet's cells are squares, padded and filled with white; a word that is too long ends with dots."""
+    script = runpy.run_path(str(SCRIPT))
+    logo = Pictures.new("RGBA", (40, 20), (0, 0, 0, 0))
+    logo.paste((0, 0, 0, 255), (10, 5, 20, 15))
+    cell = script["thumbnail"](logo, lambda image: np.asarray(image.convert("RGB")))
+    assert cell.size == (192, 192)
+    assert cell.getpixel((0, 96)) == cell.getpixel((96, 0)) == (255, 255, 255)
+    assert cell.getpixel((70, 96)) == (0, 0, 0)
