@@ -263,7 +263,7 @@ def _pil_to_rgb(image: Image.Image, background: tuple[int, int, int] | None) -> 
     if image.mode in ("I", "F"):
         low, high = cast(tuple[float, float], image.getextrema())  # one band, so one pair
         if not np.isfinite(np.asarray(image)).all() or low < 0 or high > (255 if image.mode == "I" else 1):
-            raise ValueError(f"PIL mode {image.mode!r} with values {low}..{high} has no fixed white; convert to RGB.")
+            raise ValueError(f"PIL mode {image.mode!r} with values {low}..{high} has no fixed white; scale to 8 bit.")
         values = np.asarray(image) * (1 if image.mode == "I" else 255)
         image = Image.fromarray(values.round().astype(np.uint8))
     if image.has_transparency_data:

@@ -1,7 +1,7 @@
 """Texts as callers pass them, and the processor: texts to token ids and images to pixels in one call."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import count, islice
 from typing import Any
@@ -35,6 +35,8 @@ _IMAGE_ARGUMENTS = frozenset({"size", "allow_urls"})
 WINDOW = 4096
 # What the tokenizer is asked; other arguments of it give other than one row a text, or are ignored by it in silence.
 TEXT_OPTIONS = ("padding", "truncation", "max_length", "add_special_tokens", "pad_to_multiple_of", "padding_side")
+_OUTPUTS = ("tensors", "attention_mask", "token_type_ids", "special_tokens_mask", "offsets_mapping", "length")
+_PROCESSOR_OPTIONS = (*TEXT_OPTIONS, *(f"return_{name}" for name in _OUTPUTS), "verbose")
 
 
 def list_of_texts(texts: Any) -> tuple[bool, list[str]]:
@@ -91,13 +93,13 @@ def _checked_texts(texts: list[Any], begin: int = 0) -> list[str]:
     return texts
 
 
-def check_text_options(options: Mapping[str, Any]) -> None:
-    """Raise for options that a tokenizer would ignore, or that would give other than one vector a text."""
+def check_text_options(options: Mapping[str, Any], known: Sequence[str] = TEXT_OPTIONS) -> None:
+    """Raise for options that a tokenizer would ignore, or that would give other than one row a text."""
     for name, value in options.items():
-        if name not in TEXT_OPTIONS:
-            close = get_close_matches(name, TEXT_OPTIONS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"encode_text has no option {name!r} ({value!r}){hint} It has {', '.join(TEXT_OPTIONS)}")
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise TypeError(f"texts have no option {name!r} ({value!r}){hint} They have {', '.join(known)}")
     length = options.get("max_length")
     whole = isinstance(length, (int, np.integer)) and not isinstance(length, bool)
     if length is not None and not (whole and length > 2):
@@ -179,12 +181,14 @@ class JinaCLIPProcessor(ProcessorMixin):
         if text is not None:
             options = {**common, **kwargs, **(text_kwargs or {})}
             options.setdefault("return_tensors", return_tensors)
-            if isinstance(text, (list, tuple)) and not text:
-                data |= _no_tokens(options)
-            else:
-                tokens, cut = tokenize(self, text, options)
-                warn_of_cut(self, cut, 1 if isinstance(text, str) else len(text))
+            check_text_options(options, _PROCESSOR_OPTIONS)
+            single, texts = list_of_texts(text)
+            if texts:
+                tokens, cut = tokenize(self, texts[0] if single else texts, options)
+                warn_of_cut(self, cut, len(texts))
                 data |= tokens
+            else:
+                data |= _no_tokens(options)
         if images is not None:
             options = {**for_images, **(images_kwargs or {})}
             options.setdefault("return_tensors", return_tensors)
@@ -198,11 +202,7 @@ class JinaCLIPProcessor(ProcessorMixin):
 
 def _no_tokens(options: dict[str, Any]) -> dict[str, Any]:
     """The output for an empty list of texts, which tokenizers do not accept."""
-    wanted = {
-        "input_ids": True,
-        "token_type_ids": options.get("return_token_type_ids"),
-        "attention_mask": options.get("return_attention_mask") is not False,
-    }
-    names = [name for name, is_wanted in wanted.items() if is_wanted]
+    types = ["token_type_ids"] if options.get("return_token_type_ids") else []
+    names = ["input_ids", *types, *([] if options.get("return_attention_mask") is False else ["attention_mask"])]
     empty: Any = np.empty((0, 0), dtype=np.int64) if options.get("return_tensors") else []
     return dict(BatchFeature(dict.fromkeys(names, empty), tensor_type=options.get("return_tensors")))

@@ -133,7 +133,7 @@ def test_what_is_no_picture_is_named(app, empty, tmp_path: Path, monkeypatch: py
     assert report.copies == 1
     assert [line.partition(". ")[0] for line in report.refused] == [
         "left out broken.jpg: not a picture",
-        "left out float.tiff: PIL mode 'F' with values 700.0..700.0 has no fixed white; convert to RGB",
+        "left out float.tiff: PIL mode 'F' with values 700.0..700.0 has no fixed white; scale to 8 bit",
         "left out large.png: 50 x 41 pixels are more than 2,000",
         "left out program.eps: PIL image is a file of format EPS, which is not read; pass image.convert('RGB') if you "
         "trust it",

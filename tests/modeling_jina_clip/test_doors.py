@@ -143,3 +143,31 @@ def test_a_saved_processor_comes_back(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content | {"std": [0, 0, 0]}))
     with pytest.raises(ValueError, match=r"std=.0, 0, 0. must be three finite numbers above 0"):
         JinaCLIPImageProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_lenght": 8}, r"no option 'max_lenght' \(8\); did you mean 'max_length'\?"),
+        ({"text_kwargs": {"max_lenght": 8}}, "no option 'max_lenght'"),
+        ({"return_overflowing_tokens": True}, "no option 'return_overflowing_tokens'"),
+        ({"is_split_into_words": True}, "no option 'is_split_into_words'"),
+        ({"text_pair": ["a", "b"]}, "no option 'text_pair'"),
+        ({"max_length": 0}, "max_length=0 must be at least 3"),
+        ({"max_length": 1}, "max_length=1 must be at least 3"),
+        ({"max_length": -1}, "max_length=-1 must be at least 3"),
+        ({"text": ["one", None]}, "got NoneType: 'None' at position 1"),
+        ({"text": [["one", "two"]]}, "got list: .* at position 0"),
+        ({"text": ["one", "a \ud83d"]}, r"position 1 holds half a letter \(U\+D83D\)"),
+    ],
+)
+def test_the_processor_refuses_the_same(model: JinaCLIPModel, options: dict[str, Any], words: str) -> None:
+    """Limits of 0 and 1 would switch cutting off, and a nested list would become one pair of texts."""
+    with pytest.raises((TypeError, ValueError), match=words):
+        model.processor(**{"text": ["one", "two"], "padding": True, "return_tensors": "pt", **options})
+
+
+def test_the_processor_reads_a_generator_and_gives_what_is_asked(model: JinaCLIPModel) -> None:
+    found = model.processor(text=(text for text in ("one", "two")), padding=True, return_length=True)
+    assert len(found["input_ids"]) == 2
+    assert "length" in found

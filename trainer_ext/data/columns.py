@@ -55,7 +55,13 @@ def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
     types = usual_types(opened, Features({name: kind for name, kind in found.features.items() if name != FAULT}))
     for name, kind in types.items():
         if found.features[name] != kind:
-            found = found.cast_column(name, kind)
+            try:
+                found = found.cast_column(name, kind)
+            except pa.ArrowInvalid as error:  # scores that no float can be
+                raise DataError(
+                    f"Source {opened.source.name!r}, {opened.name}: column {columns[name]!r}: {error}. Correct the"
+                    " value, or remove its row."
+                ) from error
     return found
 
 
@@ -158,8 +164,10 @@ def usual_values(ours: str, values: Any) -> Any:
     if ours == "id":  # numbers in one block and texts in the next are labels all the same
         return values.cast(pa.string())
     if ours == "score" and (pa.types.is_unsigned_integer(kind) or pa.types.is_decimal(kind)):
-        return values.cast(pa.float64())
+        return values.cast(pa.float64(), safe=False)  # rounded, as Python rounds whole numbers beyond 2**53
     if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         inner = pa.large_string() if kind.value_type == pa.string_view() else kind.value_type
         return values.cast(pa.list_(inner))
+    if ours == "image" and kind == pa.binary_view():
+        return values.cast(pa.large_binary())
     return values.cast(pa.large_string()) if kind == pa.string_view() else values

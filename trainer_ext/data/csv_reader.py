@@ -27,6 +27,9 @@ from trainer_ext.data.readers import FAULT, ROWS_AT_ONCE, reported
 SEPARATORS = (",", ";", "\t", "|")
 MAX_CELL = 2**24  # characters of one cell
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF_32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
+# gzip, bzip2, xz, zstd, and zip, which an Excel workbook is, too.
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 _NOT_CLOSED = "unexpected end of data"
 
 
@@ -131,9 +134,7 @@ def _table(rows: list[list[str | None]], names: list[str], features: Features) -
 
 def _records(file: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Records that are not blank, each with the line that it begins on, from 1."""
-    with xopen(file, "rb") as start:
-        if start.read(2) in _UTF_16:
-            raise ValueError("it is UTF-16. Convert the file: iconv -f UTF-16 -t UTF-8")
+    _refuse_other_kinds(file)
     held: list[str] = []  # the lines of the record that is being read
     with xopen(file, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
 
@@ -158,6 +159,21 @@ def _records(file: str, separator: str) -> Iterator[tuple[int, list[str]]]:
             if cells:
                 yield before + 1, cells
             before = reader.line_num
+
+
+def _refuse_other_kinds(file: str) -> None:
+    """Raise for what is no text in UTF-8: the header would be letters that nobody wrote."""
+    with xopen(file, "rb") as lines:
+        header = lines.readline(2**16)
+    if header.startswith(_PACKED):
+        raise ValueError("it is packed, or an Excel workbook. Unpack it, or save the sheet as CSV in UTF-8.")
+    if header.startswith(_UTF_32):
+        raise ValueError("it is UTF-32. Convert the file: iconv -f UTF-32 -t UTF-8")
+    if header.startswith(_UTF_16):
+        raise ValueError("it is UTF-16. Convert the file: iconv -f UTF-16 -t UTF-8")
+    if b"\0" in header:
+        kind = "UTF-16BE" if header.startswith(b"\0") else "UTF-16LE"
+        raise ValueError(f"its header holds zero bytes, as in UTF-16. Convert the file: iconv -f {kind} -t UTF-8")
 
 
 def _refuse_open_quote(lines: list[str], separator: str, line: int) -> None:

@@ -100,6 +100,24 @@ def _groups(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return groups, np.array([_hash(b"group", key.tobytes()) for key in smallest], dtype=np.uint64)
 
 
+def row_marks(rows: Dataset) -> Iterator[int]:
+    """What tells each row from others, as a hash: its picture or, for texts, its query and positive in either order.
+
+    >>> table = Dataset.from_dict({"query": ["A cat.", "a dog"], "positive": ["a pet", "a cat"]})
+    >>> other = Dataset.from_dict({"query": ["a pet"], "positive": ["a cat"]})
+    >>> [mark in set(row_marks(other)) for mark in row_marks(table)]
+    [True, False]
+    """
+    columns = [name for name in ("image", "query", "positive") if name in rows.column_names]
+    for table in undecoded(rows.select_columns(columns)).with_format("arrow").iter(_ROWS_AT_ONCE):
+        for row in table.to_pylist():
+            if "image" in row:
+                yield _hash(b"image", picture_content(row["image"]))
+            else:
+                texts = sorted(content for _, content in _contents(row))
+                yield _hash(b"pair", len(texts[0]).to_bytes(8) + b"".join(texts))
+
+
 def _keys(rows: Dataset) -> Iterator[list[int]]:
     """The keys of each row."""
     columns = [name for name in ("id", "image", *TEXT_KEYS) if name in rows.column_names]

@@ -102,13 +102,16 @@ class Rows:
 class Embeddings:
     """Vectors of distinct items: ``rows[places[key_of(item)]]``. Unit length is made where they are read.
 
+    ``coded``: they are codes of few bits, which may all be equal although the vectors are not. Those are ranked, with
+    ties against the model, and not refused: one sign a component tells little of a model that has just begun to learn.
+
     >>> two = Embeddings({"a": 0, "b": 1}, np.array([[3.0, 4.0], [0.0, 2.0]]))
     >>> two.of(["b", "a"], "example").tolist()
     [[0.0, 1.0], [0.6..., 0.8...]]
     """
 
-    def __init__(self, places: Mapping[Hashable, int], rows: np.ndarray) -> None:
-        self.places, self.rows = places, rows
+    def __init__(self, places: Mapping[Hashable, int], rows: np.ndarray, coded: bool = False) -> None:
+        self.places, self.rows, self.coded = places, rows, coded
 
     @property
     def dim(self) -> int:
@@ -127,7 +130,7 @@ class Embeddings:
         """These items in fewer bits, see ``precisions.codes``; int8 takes its ranges from these items alone."""
         keys = list(dict.fromkeys(map(key_of, items)))
         rows = self._rows(keys, f"of precision {precision}", items)
-        return Embeddings({key: place for place, key in enumerate(keys)}, codes(rows, precision))
+        return Embeddings({key: place for place, key in enumerate(keys)}, codes(rows, precision), coded=True)
 
     def of(self, items: Sequence[Item], where: str) -> np.ndarray:
         """(items, dim) unit vectors; refuses rows that are not finite or zero, and distinct items all alike."""
@@ -160,7 +163,7 @@ class Embeddings:
                 "They have no direction to compare; look for inputs that are masked out whole."
             )
         unit = Rows(self.rows, index, norms)
-        if len(set(keys)) > 1 and _all_alike(unit):
+        if not self.coded and len(set(keys)) > 1 and _all_alike(unit):
             raise ValueError(
                 f"Task {where}: all {len(index)} of {len(index)} embeddings are the same vector. The encoder has "
                 "collapsed or ignores its input; a ranking of them would mean nothing."

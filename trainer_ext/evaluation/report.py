@@ -189,16 +189,16 @@ class Report:
     def table(self, names: Sequence[str] | None = None) -> str:
         """Metrics (all, or these) down, references and stages across, in percent: Markdown that a terminal shows well,
         too."""
-        rows = [["task", "metric", *(row.name.replace("|", "/") for row in self.columns())]]
+        rows = [["task", "metric", *(_in_cell(row.name) for row in self.columns())]]
         for name in self.metrics() if names is None else names:
             task, metric = metric_words(name)
             figures = [(row.metrics.get(name), row.intervals.get(name)) for row in self.columns()]
-            rows.append([task, metric, *(_cell(name, value, interval) for value, interval in figures)])
+            rows.append([_in_cell(task), metric, *(_cell(name, value, interval) for value, interval in figures)])
         return _markdown(rows)
 
     def differences_table(self) -> str:
         """Differences of the main metrics, in percent points; ``*`` marks those whose interval leaves out 0."""
-        rows = [["task", "metric", *(f"{item.second} - {item.first}".replace("|", "/") for item in self.differences)]]
+        rows = [["task", "metric", *(_in_cell(f"{item.second} - {item.first}") for item in self.differences)]]
         for name in [name for name in self.main_metrics() if any(name in item.metrics for item in self.differences)]:
             found = [(item.metrics.get(name), item.intervals.get(name)) for item in self.differences]
             rows.append([*metric_words(name), *(_cell(name, value, interval, "+") for value, interval in found)])
@@ -270,6 +270,15 @@ def _cell(name: str, value: float | None, interval: Interval | None, sign: str =
         return shown(value)
     sure = "*" if sign and (interval[0] > 0 or interval[1] < 0) else ""
     return f"{shown(value)}{sure} [{shown(interval[0])}, {shown(interval[1])}]"
+
+
+def _in_cell(words: str) -> str:
+    r"""A name from the data as a cell of a Markdown table: one line, no bars, no markup of HTML.
+
+    >>> _in_cell("shop[<b>\nred|blue]")
+    'shop[\\<b> red/blue]'
+    """
+    return " ".join(words.split()).replace("|", "/").replace("<", "\\<")
 
 
 def _markdown(rows: list[list[str]]) -> str:

@@ -75,7 +75,8 @@ def logistic_fit(scores: np.ndarray, same: np.ndarray) -> tuple[float, float]:
     """
     right = np.count_nonzero(same)
     target = np.where(same, (right + 1.0) / (right + 2.0), 1.0 / (len(same) - right + 2.0))
-    middle, spread = scores.mean(), scores.std() or 1.0
+    middle, spread = scores.mean(), scores.std()
+    spread = spread if spread > 1e-9 else 1.0  # equal scores; their mean may be off by a rounding
     columns = np.stack([(scores - middle) / spread, np.ones_like(scores)], axis=1)
     weights = np.array([0.0, np.log(target.mean() / (1.0 - target.mean()))])
 

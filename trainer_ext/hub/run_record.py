@@ -15,6 +15,7 @@ from typing import Any
 from trainer_ext.files import read_json
 from trainer_ext.hub.folder import MANIFEST, PLACEHOLDER
 from trainer_ext.hub.installed import HubFolderError
+from trainer_ext.hub.run_parts import last_step, rows_of, run_folders, stages_until
 
 # Names of losses, formats and sides in words; a name that is not listed stands for itself. A newer run.json has the
 # words of its losses, under "losses".
@@ -50,20 +51,25 @@ class RunRecord:
         self.trained_length: int | None = None
         self.base_models = list(base_models)
         self.datasets: list[str] = []
-        average = checkpoint.name == "ema" and not (checkpoint / "run.json").is_file()
-        origin = checkpoint.parent if average else checkpoint  # averaged weights lie in a folder of their run
+        origin = next((home for home in run_folders(checkpoint) if (home / "run.json").is_file()), checkpoint)
+        average = checkpoint.name == "ema" and origin != checkpoint
         run, shares = _read(origin / "run.json"), _read(origin / "sources" / "shares.json")
-        metrics = _read(checkpoint / "metrics.json")
+        metrics, best = _read(origin / "metrics.json"), _read(checkpoint / "best.json")
         try:
+            part = None
             if run is not None:
-                recipe = run["recipe"]
+                part = None if average else last_step(origin, checkpoint, run["recipe"], best)
+                recipe = run["recipe"] | {"stages": stages_until(run["recipe"]["stages"], part)}
                 self.base_models = self.base_models or _base_models(recipe)
-                self.training = _training_text(run, self.base_models, average)
-                taken = shares or (metrics or {}).get("shares") or {}
-                self.data, self.datasets = _data(recipe, taken, (shares or {}).get("broken_rows") or {})
+                self.training = _training_text(run | {"recipe": recipe}, self.base_models, average, part, best)
+                # What was counted is of the whole run.
+                taken = {} if part is not None else shares or (metrics or {}).get("shares") or {}
+                broken = {} if part is not None else (shares or {}).get("broken_rows") or {}
+                self.data, self.datasets = _data(recipe, taken, broken)
                 self.trained_length = max(stage["max_length"] for stage in recipe["stages"])
-            if metrics is not None:
-                self.results, self.evaluations = _results(metrics["rows"])
+            rows = rows_of(checkpoint, origin, (metrics or {"rows": []})["rows"], run, best)
+            if any(row["kind"] != "reference" for row in rows):
+                self.results, self.evaluations = _results(rows)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _not_the_trainers(checkpoint, error) from error
 
@@ -110,8 +116,10 @@ def as_code(name: Any) -> str:
 
 
 # --- training ------------------------------------------------------------------------------------------------------
-def _training_text(run: dict[str, Any], base_models: list[str], average: bool) -> str:
-    """Recipe, commit, start, stages and methods of the run."""
+def _training_text(
+    run: dict[str, Any], base_models: list[str], average: bool, step: int | None, best: dict[str, Any] | None
+) -> str:
+    """Recipe, commit, start, stages and methods of the run, until the ``step`` after which the model was kept."""
     recipe, training = run["recipe"], run["recipe"].get("training") or {}
     known = LOSSES | run.get("losses", {})
     rows = [["stage", "steps", "learning rate", "tokens", "image-text batch", "text batch", "losses", "sources"]]
@@ -135,6 +143,9 @@ def _training_text(run: dict[str, Any], base_models: list[str], average: bool) -
         methods.append(f"Gradient cache: whole batches as negatives, embedded in chunks of {chunk} rows.")
     if average:
         methods.append(f"The weights are the run's moving average (decay {training['ema_decay']:g}).")
+    if step is not None:
+        chosen = f", the best by {as_code(best['figure'])}" if best is not None and best.get("figure") else ""
+        methods.append(f"The weights are those after step {step:,}{chosen}.")
     first = f"Recipe {as_code(recipe['name'])}, seed {recipe['seed']}, {_code_of(run)}."
     return f"{' '.join([first, *methods])}\n\n{table(*rows)}"
 
@@ -177,10 +188,7 @@ def _places(recipe: dict[str, Any]) -> list[str]:
 
 def _record_of(place: str) -> dict[str, Any] | None:
     """The run.json of the run that a folder is of, or is a stage's or the averaged model of; None without one."""
-    folder = Path(os.path.expanduser(place))
-    homes = [folder, *([folder.parent] if folder.name == "ema" or folder.name.startswith("checkpoint-") else [])]
-    homes += [folder.parents[1]] if folder.parent.name == "stages" else []
-    for home in homes:
+    for home in run_folders(Path(os.path.expanduser(place))):
         with suppress(HubFolderError):
             record = _read(home / "run.json")
             if isinstance(record, dict) and {"name", "model"} <= set(record.get("recipe") or ()):

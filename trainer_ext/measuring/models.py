@@ -83,14 +83,17 @@ def open_model(
         raise ValueError(f"Model {where!r} {place}: {words}{cure}") from error
 
 
+def encode_instructed(model: JinaCLIPModel, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+    """(texts, dim) vectors of a Jina CLIP, each text under the instruction that it asks for."""
+
+    def under(instruction: str | None, some: list[str]) -> np.ndarray:
+        return cast(np.ndarray, model.encode_text(some, task=instruction, batch_size=batch_size))
+
+    return by_instruction(texts, under)
+
+
 def encoders_of(model: JinaCLIPModel, name: str, batch_size: int = 32) -> Encoders:
-    """A Jina CLIP that is in memory, such as one in training."""
-
-    def encode_text(texts: list[str]) -> np.ndarray:
-        def under(instruction: str | None, some: list[str]) -> np.ndarray:
-            return cast(np.ndarray, model.encode_text(some, task=instruction, batch_size=batch_size))
-
-        return by_instruction(texts, under)
+    """A Jina CLIP that is in memory."""
 
     def encode_image(images: list[Image.Image]) -> np.ndarray:
         return cast(np.ndarray, model.encode_image(images, batch_size=batch_size))
@@ -99,7 +102,7 @@ def encoders_of(model: JinaCLIPModel, name: str, batch_size: int = 32) -> Encode
     parts = [model.config.to_json_string(), repr(processor.image_processor.to_dict()), _words_of(processor.tokenizer)]
     return Encoders(
         name=name,
-        encode_text=encode_text,
+        encode_text=lambda texts: encode_instructed(model, texts, batch_size),
         encode_image=encode_image,
         dimension=model.config.truncate_dim or model.config.projection_dim,
         tokenizer=processor.tokenizer,

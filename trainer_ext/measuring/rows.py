@@ -26,6 +26,15 @@ class TaskRows:
     every: Dataset
 
 
+def chosen_places(count: int, limit: int | None) -> list[int]:
+    """The rows of a task: all, or ``limit`` of them, evenly spaced.
+
+    >>> chosen_places(10, 4)
+    [0, 3, 6, 9]
+    """
+    return np.linspace(0, count - 1, min(limit or count, count)).round().astype(int).tolist()
+
+
 class Table:
     """All rows of a source, under our names. ``of`` chooses those of a task, with its prompts and instructions."""
 
@@ -42,7 +51,7 @@ class Table:
             DataError: no row is left, or more pictures cannot be decoded than the source's budget.
         """
         count = len(self.rows)
-        places = np.linspace(0, count - 1, min(spec.limit or count, count)).round().astype(int).tolist()
+        places = chosen_places(count, spec.limit)
         pictures: list[Picture] = []
         if self.reader is not None:
             found = self.reader.at(places, self.progress)

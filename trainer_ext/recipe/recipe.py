@@ -80,7 +80,7 @@ class Recipe(Strict):
     evaluation: EvaluationSpec | None = None
     matryoshka: Matryoshka | None = None
     lora: LoraSpec | None = None
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     training: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("evaluation", mode="before")

@@ -85,6 +85,8 @@ def _colour(value: Any) -> Any:
 Background = Annotated[Literal["white"] | list[int] | None, PlainValidator(_colour)]
 
 # Smallest and largest share of a picture's area that a random crop keeps, as open_clip's ``scale``.
+MAX_STEPS = 10**8  # of a stage: the plan keeps some numbers for each
+MAX_IMAGE_SIZE = 8192  # beyond it one batch would be terabytes
 CropScale = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 
 
@@ -286,12 +288,12 @@ class Stage(Strict):
     """
 
     name: Name
-    steps: PositiveInt
+    steps: Annotated[PositiveInt, Field(le=MAX_STEPS)]
     learning_rate: PositiveFloat
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: Schedule = "cosine"
-    max_length: PositiveInt
-    image_size: PositiveInt | None = None
+    max_length: Annotated[int, Field(ge=3)]  # two special tokens and one of the text; with fewer nothing would be cut
+    image_size: Annotated[PositiveInt, Field(le=MAX_IMAGE_SIZE)] | None = None
     patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     random_resized_crop: CropScale | None = None
     trainable: Annotated[list[Part], Field(min_length=1)] | None = None

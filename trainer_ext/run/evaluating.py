@@ -5,7 +5,8 @@ when to measure, which model is best and when to stop.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from datasets import Dataset
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext.data.broken_rows import BrokenRows
+from trainer_ext.data.sources import Rows
 from trainer_ext.evaluation.baselines import bm25, chance
 from trainer_ext.evaluation.classification import ClassificationTask
 from trainer_ext.evaluation.figures import Figure
@@ -22,6 +24,8 @@ from trainer_ext.evaluation.report import Report
 from trainer_ext.evaluation.retrieval import RetrievalTask
 from trainer_ext.evaluation.tasks import Task, figures_of
 from trainer_ext.measuring import build_tasks, load_task_rows
+from trainer_ext.measuring.lengths import set_lengths
+from trainer_ext.measuring.models import encode_instructed
 from trainer_ext.measuring.suites import load_suite, picture_task
 from trainer_ext.recipe.evaluation import EvaluationSpec
 from trainer_ext.recipe.problems import Problem, nearest
@@ -30,6 +34,7 @@ from trainer_ext.report.data import save_details
 from trainer_ext.report.gallery import details_of
 from trainer_ext.report.pictures import save_contact_sheet, save_metrics_picture
 from trainer_ext.run.folder import RunFolder
+from trainer_ext.run.trained_on import trained_on_warnings
 from trainer_ext.training.ema import WeightAverage
 from trainer_ext.training.stages import finished_stage, stage_at
 from trainer_ext.training.trainer import JinaCLIPTrainer
@@ -41,8 +46,12 @@ REDRAW_AFTER = 60.0
 Say = Callable[[str], object]
 
 
-def evaluation_tasks(recipe: Recipe, broken: BrokenRows, say: Say, progress: bool = True) -> list[Task]:
+def evaluation_tasks(
+    recipe: Recipe, broken: BrokenRows, say: Say, progress: bool = True, trained: Mapping[str, Rows] | None = None
+) -> list[Task]:
     """The tasks of a recipe's ``evaluation``: those of its suite, then those on its own sources.
+
+    Of the latter, rows that are in the tables ``trained``, too, are said with a warning.
 
     Raises:
         ValueError: a source that cannot be read, a column that is not there, or nothing to measure.
@@ -53,6 +62,8 @@ def evaluation_tasks(recipe: Recipe, broken: BrokenRows, say: Say, progress: boo
     tasks: list[Task] = list(load_suite(spec.suite)) if spec.suite is not None else []
     if spec.tasks:
         rows = load_task_rows(spec.tasks, recipe.sources, broken)
+        for words in trained_on_warnings(spec.tasks, rows, trained or {}):
+            say(f"warning: {words}")
         tasks += build_tasks(spec.tasks, rows, broken, say, progress)
     return tasks
 
@@ -94,8 +105,9 @@ class Evaluator:
         self.embeddings: Embeddings | None = None
 
     def attach(self, trainer: JinaCLIPTrainer) -> None:
-        """Take the objective of the trainer, and its step from now on."""
+        """Take the objective of the trainer, and its step from now on; texts are measured by length in its tokens."""
         self.trainer = trainer
+        set_lengths(self.tasks, trainer.processing_class.tokenizer)
         if self.spec.validation_loss:
             self.losses = ValidationLoss(self.recipe, self.held, trainer.processing_class, trainer.objective)
 
@@ -119,8 +131,8 @@ class Evaluator:
 
 
 def encoders(model: JinaCLIPModel) -> tuple[TextEncoder, ImageEncoder]:
-    """The model's two methods; without an option they return arrays."""
-    return cast(TextEncoder, model.encode_text), cast(ImageEncoder, model.encode_image)
+    """The model's two methods, texts under their instructions; without an option they return arrays."""
+    return partial(encode_instructed, model), cast(ImageEncoder, model.encode_image)
 
 
 class StageRecorder(TrainerCallback):

@@ -176,7 +176,8 @@ def _read_data(recipe: Recipe, arguments: JinaCLIPTrainingArguments, say: Say) -
         tables, held = load_with_holdout(recipe.used_sources(), recipe.seed, broken)
         for name, rows in held.items():
             say(f"{name}: {len(rows):,} rows are held out, {row_count(tables[name]):,} are trained on")
-        tasks = evaluation_tasks(recipe, broken, say)
+        is_main = arguments.process_index == 0  # comparing once is enough
+        tasks = evaluation_tasks(recipe, broken, say, trained=tables if is_main else None)
     problems = [*validation_problems(recipe, held), *keep_best_problems(recipe.evaluation, tasks)]
     raise_problems(f"recipe {recipe.name}", problems)
     return RunData(tables, held, broken, tasks)

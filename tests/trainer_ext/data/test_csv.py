@@ -1,5 +1,6 @@
 """Cells of CSV files are the texts that stand there, ids too; scores are numbers. Streaming or not."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,21 @@ def test_messages_say_what_rows_count_from_and_the_line(tmp_path: Path, name: st
     format = "csv" if name.endswith("csv") else "json"
     with pytest.raises(DataError, match=words):
         load_sources([pair_source(tmp_path / name, format)])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("q,a\none,1\n".encode("utf-16-le"), "UTF-16LE"),
+        ("q,a\none,1\n".encode("utf-16-be"), "UTF-16BE"),
+        ("q,a\none,1\n".encode("utf-32"), "it is UTF-32"),
+        (gzip.compress(b"q,a\none,1\n"), "packed, or an Excel workbook"),
+        (b"PK\x03\x04" + bytes(99), "packed, or an Excel workbook"),
+    ],
+    ids=["utf-16-le", "utf-16-be", "utf-32", "gzip", "workbook"],
+)
+def test_what_is_no_text_is_refused_by_its_kind(tmp_path: Path, content: bytes, words: str, streaming: bool) -> None:
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"'pairs': .*rows\.csv cannot be read as csv: .*{words}"):
+        read(pair_source(tmp_path / "rows.csv", "csv", columns=COLUMNS, streaming=streaming), 1)

@@ -257,6 +257,23 @@ def test_scores_of_every_type(tmp_path: Path, kind: pa.DataType, streaming: bool
     assert sorted(row["score"] for row in found) == [1.0, 3.0]
 
 
+def test_a_score_that_is_no_float_is_one_line(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"q": ["one"], "a": ["1"], "s": pa.array([2**63 + 1], pa.uint64())}), tmp_path / "r.parquet"
+    )
+    source = pair_source(tmp_path / "r.parquet", "parquet", columns=PAIR_COLUMNS | {"score": "s"})
+    with pytest.raises(DataError, match=r"r\.parquet: column 's': Integer value 9223372036854775809 not in range"):
+        read(source.model_copy(update={"task": "scored-pair"}), 1)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_encoded_pictures_of_every_binary_type(tmp_path: Path, kind: pa.DataType, streaming: bool) -> None:
+    table = pa.table({"image": pa.array([png(4), png(8)], kind), "text": ["a", "b"]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert {shade(row) for row in read(picture_source(tmp_path / "rows.parquet", streaming=streaming), 2)} == {4, 8}
+
+
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 

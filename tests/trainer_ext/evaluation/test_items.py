@@ -106,3 +106,5 @@ def test_checks_look_at_every_block(monkeypatch, block):
     found.rows[:] = 2.5
     with pytest.raises(ValueError, match="all 10 of 10 embeddings are the same vector"):
         found.of(texts, "t")
+    found.rows[:, 0] += np.linspace(0.0, 0.1, 10)
+    assert (found.quantized("binary", texts).of(texts, "t") > 0).all(), "codes may be alike where vectors are not"

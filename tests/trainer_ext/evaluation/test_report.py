@@ -38,6 +38,17 @@ def test_a_bar_in_a_name_does_not_break_the_table(tmp_path):
     assert "a/b" in report.table()
 
 
+def test_values_of_the_data_stay_in_their_cell(tmp_path):
+    """Parts of a task are named by a column's values, whatever they hold."""
+    report = Report(tmp_path)
+    report.add("model", {"shop/r5": 0.5} | {f"shop[{part}]/r5": 0.5 for part in ("a|b", "a\nb", "<script>x</script>")})
+    lines = [line for line in report.table().splitlines() if "shop" in line]
+    assert [line.count("|") for line in lines] == [4] * 4
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "shop", "shop[a/b]", "shop[a b]", r"shop[\<script>x\</script>]"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -314,3 +315,48 @@ def test_a_chain_of_runs_is_told_from_their_own_records(golden: Path, base: Path
     named = (build(third, tmp_path / "out", base_model=["a/b"]) / "README.md").read_text()
     assert "Started from `a/b`." in named
     assert card_errors(content) == []
+
+
+def test_parts_of_a_run_have_its_record_until_then(golden: Path, base: Path, tmp_path: Path) -> None:
+    """The figures are those of the model in the folder: not of a later stage, nor of the averaged weights."""
+    stages = [
+        {"name": name, "steps": 10, "learning_rate": 1e-3, "max_length": length,
+         "text": {"sources": ["texts"], "batch_size": 8}}
+        for name, length in (("short", 32), ("long", 64))
+    ]  # fmt: skip
+    run = finetuned(golden, tmp_path, base, f"stages={json.dumps(stages)}", "ema_decay=0.99")
+    rows: list[dict[str, Any]] = [{"name": "chance", "kind": "reference", "metrics": {"a/ndcg10": 0.01}}]
+    for name, figure in (("before training", 0.1), ("short", 0.2), ("long", 0.3), ("EMA", 0.4)):
+        rows.append({"name": name, "kind": "stage", "metrics": {"a/ndcg10": figure}})
+    (run / "metrics.json").write_text(json.dumps({"rows": rows}))
+    for part in ("stages/0-short", "best", "ema", "checkpoint-15"):
+        shutil.copytree(golden / "tiny_model", run / part)
+    best = {"step": 12, "figure": "a/ndcg10", "figures": {"a/ndcg10": 0.35}}
+    (run / "best" / "best.json").write_text(json.dumps(best))
+
+    def card(part: str) -> str:
+        content = (build(run / part, tmp_path / "out") / "README.md").read_text()
+        assert "Recipe `finetune`" in content
+        assert ModelCard(content).data.base_model == "me/base-clip"
+        return content
+
+    heads = {
+        "": "chance | before training | short | long |",
+        "stages/0-short": "chance | before training | short |",
+        "best": "chance | step 12 |",
+        "ema": "chance | EMA |",
+    }
+    figures = {"": "30.0", "stages/0-short": "20.0", "best": "35.0", "ema": "40.0"}
+    for part, head in heads.items():
+        content = card(part)
+        assert f"| task | metric | {head}\n" in content
+        assert f"| {figures[part]} |\n" in content
+        assert ModelCard(content).data.eval_results[0].metric_value == float(figures[part]) / 100
+    short, best_card, checkpoint = card("stages/0-short"), card("best"), card("checkpoint-15")
+    assert "The weights are those after step 10." in short
+    assert "| trained up to 32 tokens, accepts 8,192 |" in short
+    assert "| long | " not in short
+    assert "The weights are those after step 12, the best by `a/ndcg10`." in best_card
+    assert "| long | 2 | " in best_card
+    assert "The weights are those after step 15." in checkpoint
+    assert "Nothing was measured." in checkpoint

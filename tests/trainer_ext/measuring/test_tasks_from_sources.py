@@ -7,12 +7,13 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from tests.trainer_ext.own_files import SOURCES, write_csv, write_files, write_tasks
+from tests.trainer_ext.own_files import SOURCES, TASKS, few_draws, write_csv, write_files, write_tasks
 from tests.trainer_ext.source_files import BROKEN, png
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.sources import DataError
 from trainer_ext.evaluation.base import Task
-from trainer_ext.evaluation.items import Picture
+from trainer_ext.evaluation.items import Picture, encode_items
+from trainer_ext.evaluation.tasks import figures_of
 from trainer_ext.measuring import build_tasks, load_task_rows
 from trainer_ext.measuring.texts import Instructed
 from trainer_ext.recipe.evaluation import load_tasks
@@ -191,3 +192,22 @@ def test_scores_and_matches(shop: Path) -> None:
     tasks = built(shop, "[{name: sts, source: sts-test}, {name: m, source: photos-test, measure: match}]")
     assert np.array_equal(tasks["sts"].scores[:5], [0, 1, 2, 3, 0])
     assert tasks["m"].kind == "match"
+
+
+def test_equal_codes_give_finite_figures_in_every_kind_of_task(shop: Path) -> None:
+    """All components positive: one binary code for all, which says nothing, and must not end a run that measures it."""
+    tasks = list(built(shop, TASKS).values())
+    random = np.random.default_rng(0)
+
+    def encode(items: list) -> np.ndarray:
+        return 1.0 + random.random((len(items), 8))
+
+    embeddings = encode_items(encode, encode, (item for task in tasks for item in task.items), progress=False)
+    with few_draws():
+        found = figures_of(embeddings, tasks, precisions=["int8", "binary"])
+    assert {name.partition("/")[0] for name in found} >= {f"{task.name}@binary" for task in tasks}
+    assert [name for name, figure in found.items() if not np.isfinite(figure.value)] == []
+    assert found["shop@binary/t2i_r5"].value == 0.0, "ties count against the model"
+    assert found["match@binary/auroc"].value == 0.5
+    assert found["sts@binary/spearman"].value == 0.0
+    assert abs(found["match@binary/slope"].value) < 1e-6
