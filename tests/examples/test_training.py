@@ -11,7 +11,7 @@ import yaml
 
 from examples import launch_training, train_from_scratch
 from modeling_jina_clip import JinaCLIPModel
-from tests.examples.test_finetune import tables, write_csv, write_pairs  # noqa: F401 - a fixture
+from tests.examples.test_finetune import write_csv, write_pairs
 from trainer_ext.demo_data import load_table
 from trainer_ext.recipe.recipe import load_recipe
 
@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def data(tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def data(tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 drawings as PNG files, a short and a long caption of each, 300 pairs of the dictionary."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "pictures").mkdir()

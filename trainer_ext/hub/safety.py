@@ -123,7 +123,8 @@ def refuse_unsafe(name: str, path: Path) -> None:
     with path.open("rb") as stream:
         content = stream.read(8)
         if is_weights:
-            content += stream.read(int.from_bytes(content, "little"))
+            # The header's length, as the file says; of a spoiled file it may be anything.
+            content += stream.read(min(int.from_bytes(content, "little"), path.stat().st_size))
         elif is_numbers:
             content += stream.read(ENDS)
             stream.seek(max(stream.tell(), path.stat().st_size - ENDS))
