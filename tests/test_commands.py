@@ -249,11 +249,11 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
 RUN_NOW = {
     "import torch": "README: AutoModel",
     "from PIL import Image": "README: SentenceTransformer",
+}
+RUN_SLOWLY = {
     "import modeling_jina_clip  # this package installed: transformers knows the model, no remote code runs": "",
     "from transformers import AutoModel  # or without it: a folder of `hub_upload.py build` brings its code": "",
     "from modeling_jina_clip import JinaCLIPModel, save_published": "",
-}
-RUN_SLOWLY = {
     "import onnxruntime": "needs the export before it",
     "from peft import PeftModel": "needs the fine-tuned adapter",
     "from trainer_ext.demo_data import load_table, prepare": "prepares the data",

@@ -254,6 +254,7 @@ def evaluated(folder: Path, *launcher: str) -> dict[str, float]:
     return json.loads(next(line for line in result.stdout.splitlines() if line.startswith("RESULT"))[7:])
 
 
+@pytest.mark.slow
 def test_the_stock_trainer_evaluates_with_metrics(tmp_path: Path) -> None:
     found = evaluated(tmp_path)
     assert (found["eval_texts"], found["eval_tokens"]) == (13, found["hidden"])

@@ -144,6 +144,7 @@ def test_numbers_under_any_key_pass(folder: Path) -> None:
     assert problems(folder) == []
 
 
+@pytest.mark.slow
 def test_a_repository_may_have_any_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`cache/hub` was a folder of the check itself."""
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -212,7 +213,7 @@ def spoil(folder: Path, name: str, how: str, value: Any, seed: int) -> None:
         path.write_text(json.dumps(tree))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(SPOILED),
     how=st.sampled_from(["cut", "flip", "bad", "value"]),

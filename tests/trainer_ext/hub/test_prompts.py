@@ -75,6 +75,7 @@ def test_a_role_without_a_task_has_the_default_unless_it_is_the_other_roles(gold
     assert not same(encoder.encode_document(TEXTS), model.encode_text(TEXTS))
 
 
+@pytest.mark.slow
 def test_verify_compares_every_task(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The layout of v2 through the whole of `verify`."""
     folder = build(v2_checkpoint(golden, tmp_path / "model", task_instructions=ALL), tmp_path / "hub")
