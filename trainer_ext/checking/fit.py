@@ -25,7 +25,7 @@ from trainer_ext.data.sources import load_sources
 from trainer_ext.files import read_json, write_json
 from trainer_ext.recipe.recipe import Recipe
 from trainer_ext.run.failures import explain
-from trainer_ext.run.start import initial_model, training_arguments
+from trainer_ext.run.start import as_trained_here, initial_model, training_arguments
 from trainer_ext.training.trainer import JinaCLIPTrainer
 
 STEPS = 2
@@ -187,7 +187,7 @@ def take_steps(asked: str, answer: str, folder: str) -> None:
 
 
 def _steps(recipe: Recipe, tokenizer: str | None, folder: str) -> dict[str, Any]:
-    arguments = training_arguments(recipe, folder)
+    arguments = training_arguments(as_trained_here(recipe, print), folder)
     tables = load_sources(recipe.used_sources(), recipe.seed)
     set_seed(recipe.seed)
     model, processor = initial_model(recipe, None if tokenizer is None else Path(tokenizer))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_jina_clip import (
@@ -25,6 +26,25 @@ from trainer_ext.training.lora import add_lora
 def training_arguments(recipe: Recipe, output_dir: str | Path) -> JinaCLIPTrainingArguments:
     """The arguments of a recipe's run: its ``training`` section, its seed, and its output folder."""
     return JinaCLIPTrainingArguments(output_dir=str(output_dir), seed=recipe.seed, **recipe.training)
+
+
+def as_trained_here(recipe: Recipe, say: Callable[[str], object]) -> Recipe:
+    """The recipe with what this machine can do well: float32 in place of bf16 that its processor has no kernels for.
+
+    Such a step takes 20 times as long as one in float32, on a processor with AVX2 alone (docs/benchmarks.md). The run
+    records what it trained in as ``mixed_precision``.
+    """
+    on_cpu = recipe.training.get("use_cpu", False) or not torch.accelerator.is_available()
+    if not recipe.training.get("bf16", False) or not on_cpu or has_bf16_kernels():
+        return recipe
+    say("bf16 is on, but this processor has no kernels for it, and a step would take many times as long: float32")
+    return recipe.model_copy(update={"training": {**recipe.training, "bf16": False}})
+
+
+def has_bf16_kernels() -> bool:
+    """Whether oneDNN multiplies bf16 on this processor (AVX-512 at least); where torch does not tell, yes."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is None or bool(supported())
 
 
 def initial_model(

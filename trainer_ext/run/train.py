@@ -49,7 +49,7 @@ from trainer_ext.run.evaluating import (
 )
 from trainer_ext.run.folder import RunFolder
 from trainer_ext.run.speed import SpeedRecord
-from trainer_ext.run.start import initial_model, training_arguments
+from trainer_ext.run.start import as_trained_here, initial_model, training_arguments
 from trainer_ext.run.watching import WatchCallback, stopped_at
 from trainer_ext.training.trainer import JinaCLIPTrainer
 from trainer_ext.training.validation import validation_problems
@@ -106,9 +106,12 @@ def train(
     if command is None:
         command = equivalent_command(recipe, output_dir, resume, overrides, only_stage, allow_recipe_change)
     recipe = _checked_recipe(recipe, overrides, only_stage)
-    arguments = training_arguments(recipe, output_dir)
+    notes: list[str] = []
+    arguments = training_arguments(as_trained_here(recipe, notes.append), output_dir)
     is_main = arguments.process_index == 0
     say: Say = tqdm.write if is_main else _quiet
+    for note in notes:
+        say(note)
     folder = RunFolder(output_dir, recipe, command)
     with folder.held(say) if is_main else nullcontext(), waiting_is_said(say), _file_bars_hidden():
         if is_main:

@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 
 from modeling_jina_clip import JinaCLIPTextForMaskedLM
 from tests.trainer_ext.tiny_run import make_model, make_processor, make_tokenizer
+from trainer_ext import train
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.recipe import load_recipe
-from trainer_ext.run.start import initial_model
+from trainer_ext.run.start import as_trained_here, initial_model
 
 
 @pytest.fixture
@@ -151,3 +152,28 @@ def test_a_tower_of_another_size_is_refused(tiny_recipe: Path, text_tower: Path,
     deeper.write_text(json.dumps(preset))
     with pytest.raises(ValueError, match=r"without a tensor there: transformer.encoder.layers.1"):
         initial_model(load_recipe(tiny_recipe, [f"model={deeper}", f"initialize.text={text_tower}"]))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without an accelerator")
+@pytest.mark.parametrize("kernels", [True, False])
+def test_bf16_without_kernels_for_it_is_float32_and_said(
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kernels: bool,
+) -> None:
+    """On a processor with AVX2 alone a bf16 step takes 20 times as long. The recipe itself stays as it was written."""
+    monkeypatch.setattr("trainer_ext.run.start.has_bf16_kernels", lambda: kernels)
+    train(tiny_recipe, tmp_path / "run", overrides=["bf16=true"], only_stage="larger")
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["recipe"]["training"]["bf16"] is True
+    assert told["setup"]["mixed_precision"] == ("bf16" if kernels else "no")
+    assert ("has no kernels for it" in capsys.readouterr().out) == (not kernels)
+
+
+def test_a_recipe_without_bf16_is_left_alone(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer_ext.run.start.has_bf16_kernels", lambda: False)
+    recipe, said = load_recipe(tiny_recipe), []
+    assert as_trained_here(recipe, said.append) is recipe
+    assert said == []
