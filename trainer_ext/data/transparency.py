@@ -5,35 +5,37 @@ trained on that colour. New ones see such pictures on white, and ``background`` 
 decides otherwise.
 """
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from PIL import Image
 
-from trainer_ext.data.images import IMAGE_ERRORS, open_image
+from trainer_ext.data.images import IMAGE_ERRORS, open_image, quiet_pillow
 from trainer_ext.data.sources import Rows, undecoded
 from trainer_ext.data.streams import SourceStream
 from trainer_ext.recipe.schema import Background, Source
 
 # Pictures of one source that are looked at, evenly spaced, and the pixels that are decoded for it: some seconds.
 MOST_PICTURES, MOST_PIXELS = 2_000, 400_000_000
-_JPEG = b"\xff\xd8\xff"  # has no transparency
 
 
 def transparency_notes(sources: Sequence[Source], rows: Mapping[str, Rows], background: Background) -> Iterator[str]:
     """One line for each source of pictures that has transparent ones.
 
-    Args:
-        sources: of the recipe, and ``rows`` as they were loaded, by name.
-        background: of the model's image processor.
+        Args:
+            sources: of the recipe, and ``rows`` as they were loaded, by name.
+            background: of the model's image processor.
 
-    >>> from datasets import Dataset
-    >>> columns = {"query": "q", "positive": "a"}
-    >>> source = Source(name="pairs", task="text-pair", location="x", format="csv", columns=columns)
-    >>> list(transparency_notes([source], {"pairs": Dataset.from_dict({"query": ["hi"]})}, None))
-    []
+        >>> from datasets import Dataset
+    from PIL import Image
+        >>> columns = {"query": "q", "positive": "a"}
+        >>> source = Source(name="pairs", task="text-pair", location="x", format="csv", columns=columns)
+        >>> list(transparency_notes([source], {"pairs": Dataset.from_dict({"query": ["hi"]})}, None))
+        []
     """
     for source in sources:
         if source.task != "image-text":
@@ -57,7 +59,7 @@ def _count(rows: Rows) -> tuple[int | None, int, int]:
     looked = found = pixels = 0
     for image in stored:
         looked += 1
-        if _is_jpeg(image):
+        if not _has_alpha(image):
             continue
         try:
             picture, _ = open_image(image.as_py())
@@ -70,17 +72,19 @@ def _count(rows: Rows) -> tuple[int | None, int, int]:
     return total, looked, found
 
 
-def _is_jpeg(image: pa.StructScalar) -> bool:
-    """Whether a look at the first bytes is enough; also of an image that is not there, or in no file to be opened."""
+def _has_alpha(image: pa.StructScalar) -> bool:
+    """Whether the head of the file tells of transparency: most pictures have none and need not be decoded."""
     if not image.is_valid:
-        return True
-    if image["bytes"].is_valid:
-        return bytes(memoryview(image["bytes"].as_buffer())[: len(_JPEG)]) == _JPEG
+        return False
     path = image["path"].as_py()
-    if not path or not os.path.isfile(path):
-        return True
-    with open(path, "rb") as file:
-        return file.read(len(_JPEG)) == _JPEG
+    if not image["bytes"].is_valid and not (path and os.path.isfile(path)):
+        return False
+    stored = io.BytesIO(image["bytes"].as_py()) if image["bytes"].is_valid else path
+    try:
+        with quiet_pillow(), Image.open(stored) as file:
+            return file.has_transparency_data
+    except Exception:  # Pillow's readers let errors of many kinds through; a broken row is reported by the step
+        return False
 
 
 def _of_table(table: Dataset) -> tuple[Iterator[pa.StructScalar], int]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext.data.broken_rows import BrokenRows
@@ -70,7 +70,7 @@ def evaluation_tasks(
 
 def strategy_problems(recipe: Recipe) -> Iterator[Problem]:
     """``eval_strategy`` without anything to measure; who makes a trainer may give it an ``evaluate_fn`` instead."""
-    strategy = str(getattr(recipe.training.get("eval_strategy"), "value", recipe.training.get("eval_strategy", "no")))
+    strategy = IntervalStrategy(recipe.training.get("eval_strategy", "no")).value
     if recipe.evaluation is None and strategy != "no":
         words = "but nothing is measured. Add evaluation: {tasks: [...], every: STEPS}, or take it out."
         yield "eval_strategy", f"is {strategy!r}, {words}"
@@ -192,12 +192,13 @@ def finish_report(
     """Write the last files and show the table."""
     tasks = evaluator.tasks
     if average is not None:
+        own = evaluator.embeddings
         report.add_figures("EMA", evaluator.measure(average.model), kind="stage")
-        evaluator.embeddings = None
+        evaluator.embeddings = own
     report.compare_rows(BEFORE_TRAINING, evaluator.recipe.stages[-1].name)
     report.save()
     save_metrics_picture(report)
-    if evaluator.embeddings is None:  # a finished run that is resumed, or the average's: encode once more
+    if evaluator.embeddings is None:  # a finished run that is resumed has measured nothing in this process
         evaluator.measure(model)
     if evaluator.embeddings is not None:
         save_details(report.folder, details_of(tasks, evaluator.embeddings))

@@ -37,7 +37,7 @@ def as_trained_here(recipe: Recipe, say: Callable[[str], object]) -> Recipe:
     on_cpu = recipe.training.get("use_cpu", False) or not torch.accelerator.is_available()
     if not recipe.training.get("bf16", False) or not on_cpu or has_bf16_kernels():
         return recipe
-    say("bf16 is on, but this processor has no kernels for it, and a step would take many times as long: float32")
+    say("training in float32: bf16 is on, but this processor has no kernels for it and would take many times as long")
     return recipe.model_copy(update={"training": {**recipe.training, "bf16": False}})
 
 
@@ -53,10 +53,10 @@ def initial_model(
     """The model and the processor of a recipe, before the first step.
 
     A preset gets random weights from torch's global generator, an image processor that lays transparent pictures on
-    white and, if the recipe trains a tokenizer, a vocabulary of
-    exactly its size. A checkpoint folder brings its weights, image processor and, unless the recipe names another, its
-    tokenizer. Towers under the recipe's ``initialize`` replace those of the model; the text tower's tokenizer is used
-    if it lies beside the tower. LoRA adapters come last.
+    white and, if the recipe trains a tokenizer, a vocabulary of exactly its size. A checkpoint folder brings its
+    weights, image processor and, unless the recipe names another, its tokenizer. Towers under the recipe's
+    ``initialize`` replace those of the model; the text tower's tokenizer is used if it lies beside the tower. LoRA
+    adapters come last.
 
     Args:
         resumed_from: a checkpoint of this run. Its tokenizer is used instead of training a second one; its weights,

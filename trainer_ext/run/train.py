@@ -180,7 +180,7 @@ def _read_data(recipe: Recipe, arguments: JinaCLIPTrainingArguments, say: Say) -
         for name, rows in held.items():
             say(f"{name}: {len(rows):,} rows are held out, {row_count(tables[name]):,} are trained on")
         is_main = arguments.process_index == 0  # comparing once is enough
-        tasks = evaluation_tasks(recipe, broken, say, trained=tables if is_main else None)
+        tasks = evaluation_tasks(recipe, broken, say, progress=is_main, trained=tables if is_main else None)
     problems = [*validation_problems(recipe, held), *keep_best_problems(recipe.evaluation, tasks)]
     raise_problems(f"recipe {recipe.name}", problems)
     return RunData(tables, held, broken, tasks)

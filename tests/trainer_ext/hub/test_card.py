@@ -13,7 +13,8 @@ from hub_upload import HubFolderError, build, verify
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from tests.hub_checkpoint import TOKEN, finished_run, run_record, v2_checkpoint
 from tests.loopback_card_rules import card_errors
-from trainer_ext.hub.run_record import as_code, dataset_slug, table
+from trainer_ext.evaluation import figures
+from trainer_ext.hub.run_record import NOT_SHARES, as_code, dataset_slug, table
 from trainer_ext.recipe.recipe import load_recipe
 
 
@@ -360,3 +361,37 @@ def test_parts_of_a_run_have_its_record_until_then(golden: Path, base: Path, tmp
     assert "| long | 2 | " in best_card
     assert "The weights are those after step 15." in checkpoint
     assert "Nothing was measured." in checkpoint
+
+
+def test_figures_that_are_no_shares_are_no_percentages_and_intervals_and_matches_are_told(
+    golden: Path, tmp_path: Path
+) -> None:
+    checkpoint = finished_run(golden, tmp_path / "run")
+    record = json.loads((checkpoint / "metrics.json").read_text())
+    record["rows"][-1]["metrics"] |= {
+        "shop/t2i_r1": 0.25,
+        "shop/t2i_median_rank": 3.0,
+        "mix/t2i_corrected_median_rank": 7.0,
+        "validation/loss_text": 1.5,
+        "same/threshold": 0.3125,
+        "same/f1": 0.8,
+    }
+    record["rows"][-1]["intervals"] = {"shop/t2i_r1": [0.125, 0.375]}
+    (checkpoint / "metrics.json").write_text(json.dumps(record))
+    card = ModelCard.load(build(checkpoint, tmp_path / "hub") / "README.md")
+    lines = [line.strip("| ").split(" | ") for line in card.text.splitlines() if line.count(" | ") > 2]
+    last = {f"{cells[0]}/{cells[1]}": cells[-1] for cells in lines}
+    assert last["shop/text to image recall@1"] == "25.0 (12.5, 37.5)"
+    assert last["shop/text to image median_rank"] == "3"
+    assert last["mix/text to image corrected_median_rank"] == "7"
+    assert last["validation/loss_text"] == "1.5"
+    assert "In brackets the 95% interval" in card.text
+    assert "- `same`: a cosine of 0.312 or more is a match (F1 80.0)" in card.text
+    names = {f"{found.dataset_name}/{found.metric_name}" for found in card.data.eval_results}
+    assert {"shop/text to image recall@1", "same/f1"} <= names
+    assert not [name for name in names if "rank" in name or "loss" in name or "threshold" in name]
+
+
+def test_what_is_no_share_is_the_same_for_cards_and_reports() -> None:
+    """Cards are made where the evaluation room is not installed, so they have a list of their own."""
+    assert NOT_SHARES == figures.NOT_SHARES
