@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from modeling_jina_clip import JinaCLIPModel
+from tests.trainer_ext.own_process import in_two_processes, run_command
 from trainer_ext import train
 from trainer_ext.__main__ import main
 from trainer_ext.recipe.problems import RecipeError
@@ -167,3 +168,22 @@ def test_earlier_stages_run_to_their_end(tiny_recipe: Path) -> None:
     history = [{"step": step, "eval_a/r1": 0.5} for step in range(9)]
     assert stopped_at(history, "a/r1", 2, stages) == 7
     assert stopped_at(history[:7], "a/r1", 2, stages) is None
+
+
+def test_two_processes_measure_keep_and_stop_as_one_does(tiny_recipe: Path, tmp_path: Path) -> None:
+    """The main process measures by itself, held-out losses included, while the other one waits; both stop together.
+
+    Without dropout, whose random numbers two processes draw in another order.
+    """
+    tree = yaml.safe_load(tiny_recipe.read_text())
+    stages = [stage | {"learning_rate": 1e-12, "patch_dropout": 0.0} for stage in tree["stages"][:1]]
+    spec = {"tasks": TASKS, "every": 1, "keep_best": "bars/t2i_r5", "patience": 2, "validation_loss": True}
+    path = write(tiny_recipe, tmp_path, spec, stages=stages, save_steps=100)
+    train(path, tmp_path / "one")
+    assert in_two_processes(run_command, [str(path), "--output_dir", str(tmp_path / "two")]) == [0, 0]
+    rows = [json.loads((tmp_path / name / "metrics.json").read_text())["rows"][-1] for name in ("one", "two")]
+    assert rows[0]["metrics"] == pytest.approx(rows[1]["metrics"], abs=1e-4)
+    assert "validation/loss_image_text" in rows[1]["metrics"]
+    for name in ("one", "two"):
+        assert (tmp_path / name / "checkpoint-2").is_dir()
+        assert json.loads((tmp_path / name / "best" / "best.json").read_text())["step"] == 0
