@@ -164,7 +164,7 @@ def _records(file: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 def _refuse_other_kinds(file: str) -> None:
     """Raise for what is no text in UTF-8: the header would be letters that nobody wrote."""
     with xopen(file, "rb") as lines:
-        header = lines.readline(2**16)
+        header = lines.read(2**16).partition(b"\n")[0]
     if header.startswith(_PACKED):
         raise ValueError("it is packed, or an Excel workbook. Unpack it, or save the sheet as CSV in UTF-8.")
     if header.startswith(_UTF_32):

@@ -31,7 +31,6 @@ def transparency_notes(sources: Sequence[Source], rows: Mapping[str, Rows], back
             background: of the model's image processor.
 
         >>> from datasets import Dataset
-    from PIL import Image
         >>> columns = {"query": "q", "positive": "a"}
         >>> source = Source(name="pairs", task="text-pair", location="x", format="csv", columns=columns)
         >>> list(transparency_notes([source], {"pairs": Dataset.from_dict({"query": ["hi"]})}, None))

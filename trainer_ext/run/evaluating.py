@@ -204,7 +204,7 @@ def finish_report(
         save_details(report.folder, details_of(tasks, evaluator.embeddings))
     if any(isinstance(task, RetrievalTask) and not is_text(task.candidates[0]) for task in tasks):
         save_contact_sheet(report.folder, *encoders(model), picture_task(tasks), model=report.folder.name)
-    tqdm.write(report.table())
+    tqdm.write(report.table(report.main_metrics()))
     if report.differences:
         tqdm.write(
             f"what training changed, with the 95% interval of the change per query\n{report.differences_table()}"
