@@ -160,6 +160,7 @@ def test_presets_have_the_published_sizes(name: str, parameters: int) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_command(golden: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), str(tmp_path / "out"), "--checkpoint", str(golden / "tiny_model")]

@@ -79,6 +79,7 @@ def test_searches_a_folder_without_our_packages(model, pictures, tmp_path):
     assert (tmp_path / "search.png").read_text() == "mine"  # nothing is drawn unasked
 
 
+@pytest.mark.slow
 def test_searches_a_parquet_file_and_draws_where_told(model, pictures, tmp_path):
     features = Features({"image": Image(), "caption": List(Value("string"))})
     rows = {"image": list(pictures.values()), "caption": [["São Tomé", "other"], ["two"], ["three"], ["four"]]}

@@ -71,7 +71,7 @@ print(json.dumps(model.encode_text("a cat").tolist()), model.processor.image_pro
 """
 
 
-@pytest.mark.parametrize("revision", [None, "other"])
+@pytest.mark.parametrize("revision", [pytest.param(None, marks=pytest.mark.slow), "other"])
 def test_a_private_repository_is_read_at_the_commit_of_the_model(
     golden: Path, tmp_path: Path, expected: np.ndarray, revision: str | None
 ) -> None:

@@ -48,10 +48,12 @@ def test_this_package_first(golden: Path) -> None:
     run(golden, "import transformers", "import modeling_jina_clip", *AUTO.values(), USE)
 
 
+@pytest.mark.slow
 def test_the_auto_classes_first(golden: Path) -> None:
     run(golden, *AUTO.values(), "import modeling_jina_clip", USE)
 
 
+@pytest.mark.slow
 def test_the_import_is_cheap_and_leaves_no_import_hook(golden: Path) -> None:
     """Processor time, so that a busy machine does not fail the test; the better of two, since the first may compile."""
     assert min(float(run(golden, TIMED)) for _ in range(2)) < MOST_SECONDS

@@ -54,6 +54,7 @@ def test_a_saved_folder_loads_without_this_package(golden: Path, tmp_path: Path)
     assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoModel"].count("--") == 0
 
 
+@pytest.mark.slow
 def test_encoding_with_a_folders_own_code_warns_of_nothing(golden: Path, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     model = JinaCLIPModel.from_pretrained(golden / "tiny_model")

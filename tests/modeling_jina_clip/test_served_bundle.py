@@ -113,13 +113,15 @@ except ImportError as error:
     ("library", "version", "oldest", "loader", "call"),
     [
         ("transformers", "4.57.6", OLDEST_TRANSFORMERS, "AutoModel", "AutoModel.from_pretrained({folder!r}, **trust)"),
-        (
+        pytest.param(
             *("transformers", "4.57.6", OLDEST_TRANSFORMERS, "AutoProcessor"),
             "AutoProcessor.from_pretrained({folder!r}, **trust)",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             *("sentence_transformers", "5.5.0", OLDEST_SENTENCE_TRANSFORMERS, "AutoModel"),
             "get_class_from_dynamic_module('custom_st.Transformer', {folder!r})",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["model", "processor", "sentence-transformers"],

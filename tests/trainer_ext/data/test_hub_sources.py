@@ -147,6 +147,7 @@ def test_data_sets_are_read_at_their_commit(hub: tuple[LoopbackHub, list[str]], 
         assert sorted((row["query"], row["positive"]) for row in rows) == cells
 
 
+@pytest.mark.slow
 def test_data_sets_that_are_read_in_another_way_or_refused(hub: tuple[LoopbackHub, list[str]], tmp_path: Path) -> None:
     server, [*_, packed, nulls, folder] = hub
     table = of_hub(packed) | {"location": "me/packed", "config": None}

@@ -66,6 +66,7 @@ def left_behind(cache: Path) -> list[str]:
     return [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] if cache.exists() else []
 
 
+@pytest.mark.slow
 def test_processes_wait_for_each_other_and_builds_are_equal_to_the_byte(small_packages: Path, tmp_path: Path) -> None:
     together = [start(small_packages, tmp_path / "a", hash_seed) for hash_seed in ("1", "2")]
     prepare(tmp_path / "b", progress=False)
@@ -106,6 +107,7 @@ def test_an_unreadable_drawing_names_the_file_and_leaves_nothing(small_packages:
     assert left_behind(tmp_path / "cache") == []
 
 
+@pytest.mark.slow
 def test_an_outdated_folder_is_replaced_and_kept_until_then(small_packages: Path, tmp_path: Path) -> None:
     folder = prepare(tmp_path / "cache", progress=False)
     fresh = read_manifest(folder)

@@ -256,6 +256,7 @@ def test_the_authors_own_words_survive_rebuilds(golden: Path, tmp_path: Path) ->
         build(checkpoint, tmp_path / "out", notes=other)
 
 
+@pytest.mark.slow
 def test_programs_in_the_notes_are_not_run_by_verify(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

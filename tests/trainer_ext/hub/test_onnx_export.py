@@ -63,11 +63,13 @@ def compare_images(model: JinaCLIPModel, folder: Path, sizes: list[tuple[int, in
         compare(model, folder, VISION, pixel_values=pixels)
 
 
+@pytest.mark.slow
 def test_graphs_give_the_models_vectors_at_any_size(model: JinaCLIPModel, built: Path) -> None:
     compare_texts(model, built)
     compare_images(model, built, [(32, 32), (24, 40), (8, 8), (32, 32), (64, 48)])  # trained at 32, traced at 40 x 48
 
 
+@pytest.mark.slow
 def test_padding_decides_nothing(built: Path) -> None:
     session = onnxruntime.InferenceSession(built / TEXT)
     ids, mask = np.array([[2, 7, 8, 9]]), np.ones((1, 4), dtype=np.int64)
@@ -79,6 +81,7 @@ def test_padding_decides_nothing(built: Path) -> None:
     assert np.abs(seen - short).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_graphs_are_in_manifest_and_card_and_tell_nothing_of_this_machine(built: Path, tmp_path: Path) -> None:
     graphs = {TEXT, VISION, f"{TEXT}.data", f"{VISION}.data"}
     assert {name for name in read_manifest(built)["files"] if name.startswith("onnx/")} == graphs

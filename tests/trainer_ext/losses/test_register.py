@@ -131,6 +131,7 @@ def train_offset(recipe: Path, folder: Path) -> None:
     with_offset(RunFactory(recipe), folder).train()
 
 
+@pytest.mark.slow
 def test_one_process_and_two_train_the_same_weights(make_trainer: RunFactory, tmp_path: Path) -> None:
     assert in_two_processes(train_offset, make_trainer.recipe, tmp_path / "two") == [0, 0]
     trainer = with_offset(make_trainer, tmp_path / "one")

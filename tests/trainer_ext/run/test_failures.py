@@ -83,7 +83,16 @@ def error_line(text: str) -> str:
 
 
 # Where each library writes, and Python by itself.
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "modeling_jina_clip.py", "trainer_state.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("optimizer.pt", "modeling_jina_clip.py", "trainer_state.json")
+        ),
+    ],
+)
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     tiny_recipe: Path,
     finished: Path,
@@ -115,7 +124,7 @@ def train_with_small_files(command: list[str], limit: int, said: Path) -> None:
     os._exit(command_line.main(command))
 
 
-@pytest.mark.parametrize("share", [0.5, 1.1], ids=["weights", "optimizer"])
+@pytest.mark.parametrize("share", [0.5, pytest.param(1.1, marks=pytest.mark.slow)], ids=["weights", "optimizer"])
 def test_a_limit_of_file_size_is_one_line(tiny_recipe: Path, finished: Path, tmp_path: Path, share: float) -> None:
     """Another full disk that is real, and needs no rights."""
     run, said = tmp_path / "run", tmp_path / "said"

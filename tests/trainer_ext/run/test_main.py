@@ -80,6 +80,7 @@ def test_killed_and_resumed_reports_the_same(
         assert stored[0] == stored[1]
 
 
+@pytest.mark.slow
 def test_resume_with_nothing_to_resume_starts_from_the_beginning(
     finished: Path, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

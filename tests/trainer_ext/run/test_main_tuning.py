@@ -50,6 +50,7 @@ def test_lora_with_averaged_weights(tiny_recipe: Path, base: Path, tmp_path: Pat
     assert rows[-4:] == ["pairs", "larger", "hard", "EMA"]
 
 
+@pytest.mark.slow
 def test_one_stage_alone_from_the_stage_before(
     tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

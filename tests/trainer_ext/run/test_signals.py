@@ -70,7 +70,9 @@ print("never")
 """
 
 
-@pytest.mark.parametrize(("name", "words"), [("SIGINT", "Ctrl-C 130"), ("SIGTERM", "SIGTERM 143")])
+@pytest.mark.parametrize(
+    ("name", "words"), [pytest.param("SIGINT", "Ctrl-C 130", marks=pytest.mark.slow), ("SIGTERM", "SIGTERM 143")]
+)
 def test_a_second_signal_ends_at_once_with_a_word(name: str, words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TWICE.format(name)], cwd=ROOT, capture_output=True, text=True, check=False

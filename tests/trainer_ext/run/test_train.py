@@ -50,6 +50,7 @@ def test_a_recipe_file_trains_what_the_command_line_trains(by_command: Path, tin
     assert {**told, "command": None} == {**other, "command": None}
 
 
+@pytest.mark.slow
 def test_a_recipe_object_trains_and_its_run_is_resumed_by_the_file(
     by_command: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_without_evaluation_there_are_no_figures(tiny_recipe: Path, tmp_path: Pa
     assert logging.is_progress_bar_enabled() == shown
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_is_accepted_on_request(tiny_recipe: Path, tmp_path: Path) -> None:
     train(tiny_recipe, tmp_path / "run", only_stage="larger")
     with pytest.raises(ValueError, match="seed: 7 -> 8"):

@@ -74,6 +74,7 @@ def test_the_best_model_is_kept_with_its_figures(tiny_recipe: Path, tmp_path: Pa
         assert_same(run.folder / "best", run.folder / f"checkpoint-{kept['step']}")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_the_whole_one(tiny_recipe: Path, tmp_path: Path) -> None:
     spec = {"tasks": TASKS, "every": 1, "keep_best": "bars/t2i_mrr", "patience": 50, "validation_loss": True}
     path = write(tiny_recipe, tmp_path, spec, save_steps=1, save_total_limit=10)
@@ -170,6 +171,7 @@ def test_earlier_stages_run_to_their_end(tiny_recipe: Path) -> None:
     assert stopped_at(history[:7], "a/r1", 2, stages) is None
 
 
+@pytest.mark.slow
 def test_two_processes_measure_keep_and_stop_as_one_does(tiny_recipe: Path, tmp_path: Path) -> None:
     """The main process measures by itself, held-out losses included, while the other one waits; both stop together.
 

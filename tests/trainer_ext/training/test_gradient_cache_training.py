@@ -39,12 +39,16 @@ def both_ways(run: Callable[[str], nn.Module], monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "extra",
     [
-        pytest.param(["gradient_cache_chunk_size=1"], id="chunk 1"),
+        pytest.param(["gradient_cache_chunk_size=1"], id="chunk 1", marks=pytest.mark.slow),
         pytest.param(["gradient_cache_chunk_size=3"], id="chunk 3"),
-        pytest.param(["gradient_cache_chunk_size=100"], id="chunk 100"),
-        pytest.param(["gradient_cache_chunk_size=1", "gradient_cache_keep_last=true"], id="keep last"),
+        pytest.param(["gradient_cache_chunk_size=100"], id="chunk 100", marks=pytest.mark.slow),
+        pytest.param(
+            ["gradient_cache_chunk_size=1", "gradient_cache_keep_last=true"], id="keep last", marks=pytest.mark.slow
+        ),
         pytest.param(["gradient_cache_chunk_size=1", "gradient_accumulation_steps=2"], id="accumulation"),
-        pytest.param(["gradient_cache_chunk_size=3", "gradient_checkpointing=true"], id="checkpointing"),
+        pytest.param(
+            ["gradient_cache_chunk_size=3", "gradient_checkpointing=true"], id="checkpointing", marks=pytest.mark.slow
+        ),
         pytest.param(["gradient_cache_chunk_size=3", "tile_size=3"], id="tiles"),
         pytest.param(COMPILED, id="compile", marks=pytest.mark.slow),
     ],

@@ -47,6 +47,7 @@ def test_a_loss_that_stays_at_chance(make_trainer, tmp_path, capsys, monkeypatch
         assert f"guessing costs {2 * math.log(8):.3f}" in message
 
 
+@pytest.mark.slow
 def test_a_sigmoid_loss_that_stays_at_chance(make_trainer, tmp_path, capsys, monkeypatch) -> None:
     """The bias alone learns: the loss falls from the start, and stops where all pairs have about the same score."""
     siglip = "stages.0.image_text={sources: [pictures], batch_size: 8, loss: siglip, temperature: 1.0}"
@@ -59,6 +60,7 @@ def test_a_sigmoid_loss_that_stays_at_chance(make_trainer, tmp_path, capsys, mon
     assert not any("guessing costs" in message for message in found)
 
 
+@pytest.mark.slow
 def test_each_stage_is_counted_by_itself(make_trainer, tmp_path, capsys, monkeypatch) -> None:
     """Seven steps at chance in each of two stages are not ten in a row."""
     stage = ONE_STAGE[0].removeprefix("stages=[").removesuffix("]").replace(f"steps: {STEPS}", "steps: 7")

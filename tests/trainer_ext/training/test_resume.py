@@ -59,14 +59,14 @@ def assert_same_run(left: JinaCLIPTrainer, right: JinaCLIPTrainer) -> None:
 @pytest.mark.parametrize(
     ("variant", "steps"),
     [
-        ("every step", 1),  # nothing to resume from: starts again
+        pytest.param("every step", 1, marks=pytest.mark.slow),  # nothing to resume from: starts again
         ("every step", 3),  # in the first stage's last step: resumes before the boundary
         ("every step", 4),  # resumes at the boundary
-        ("workers", 5),
+        pytest.param("workers", 5, marks=pytest.mark.slow),
         ("cache", 5),
         pytest.param("accumulation", 7, marks=pytest.mark.slow),
         pytest.param("bf16", 7, marks=pytest.mark.slow),
-        ("rare logs", 7),
+        pytest.param("rare logs", 7, marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_is_bit_identical(

@@ -49,10 +49,10 @@ RUNS: dict[str, dict[str, list[str]]] = {
     "fast": {
         "plain": [],
         "cache, accumulation": CACHE,
-        "first stage without images": ["stages.0.image_text=null"],
-        "frozen tower, then a new optimizer": ["stages.0.trainable=[text]", "stages.2.reset_optimizer=true", EPSILON],
     },
     "slow": {
+        "first stage without images": ["stages.0.image_text=null"],
+        "frozen tower, then a new optimizer": ["stages.0.trainable=[text]", "stages.2.reset_optimizer=true", EPSILON],
         "last without images, cache": ["stages.2.image_text=null", "gradient_cache_chunk_size=1"],
         "frozen tower, cache": ["stages.1.trainable=[vision]", "stages.1.text=null", *CACHE[:1]],
         "kept graphs": [*CACHE, "gradient_cache_keep_last=true"],

@@ -109,7 +109,7 @@ def test_accumulation_logs_means_and_steps_once(make_trainer: RunFactory, tmp_pa
     assert entries[0]["loss"] == pytest.approx(entries[0]["loss_image_text"] + entries[0]["loss_text"], rel=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_gradient_cache_changes_nothing_but_memory(make_trainer: RunFactory, tmp_path: Path, chunk: int) -> None:
     """Without dropout, which draws other numbers for other chunk shapes, the weights agree after all stages."""
     quiet = ["stages.0.patch_dropout=0.0", "stages.1.patch_dropout=0.0", "gradient_accumulation_steps=2"]

@@ -23,8 +23,12 @@ QUIET = ["stages.0.patch_dropout=0.0", "stages.1.patch_dropout=0.0", "save_steps
     [
         pytest.param([], id="plain"),
         pytest.param(["gradient_cache_chunk_size=1", "gradient_accumulation_steps=2"], id="cache, accumulation"),
-        pytest.param(["stages.0.image_text=null"], id="first stage without images"),
-        pytest.param(["stages.2.image_text=null", "gradient_cache_chunk_size=1"], id="last without images, cache"),
+        pytest.param(["stages.0.image_text=null"], id="first stage without images", marks=pytest.mark.slow),
+        pytest.param(
+            ["stages.2.image_text=null", "gradient_cache_chunk_size=1"],
+            id="last without images, cache",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["tile_size=1", "false_negatives=positive"], id="tiles", marks=pytest.mark.slow),
     ],
 )
