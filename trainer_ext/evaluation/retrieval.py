@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer_ext.evaluation.base import Task
+from trainer_ext.evaluation.base import Task, flattened
 from trainer_ext.evaluation.figures import Quantity
 from trainer_ext.evaluation.items import Embeddings, Item, Rows, is_text, key_of, refuse_empty
 from trainer_ext.evaluation.metrics import Metric, relevant_ranks
@@ -106,6 +106,11 @@ class RetrievalTask(Task):
     def size(self) -> str:
         """How much is ranked, in words, for the report."""
         return f"{len(self.queries)} queries, {len(self.candidates)} candidates"
+
+    @property
+    def answers(self) -> list[np.ndarray]:
+        """The right and the excluded candidates of each query."""
+        return [*flattened(self.relevant), *flattened(self.exclude or [])]
 
     @property
     def queries_count(self) -> int:

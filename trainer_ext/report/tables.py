@@ -118,8 +118,8 @@ def _label(name: str) -> str:
     figure = FigureName.of(name)
     words = [figure.label]
     words += [] if figure.part is None else [plain(figure.part, 60)]
-    if figure.variant is not None:
-        words.append(f"{figure.variant} dimensions" if figure.variant.isdecimal() else plain(figure.variant, 40))
+    words += [] if figure.width is None else [f"{figure.width} dimensions"]
+    words += [] if figure.precision is None else [plain(figure.precision, 40)]
     return ", ".join(words)
 
 

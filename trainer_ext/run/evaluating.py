@@ -22,7 +22,7 @@ from trainer_ext.evaluation.figures import Figure
 from trainer_ext.evaluation.items import Embeddings, ImageEncoder, TextEncoder, encode_items, is_text
 from trainer_ext.evaluation.report import Report
 from trainer_ext.evaluation.retrieval import RetrievalTask
-from trainer_ext.evaluation.tasks import Task, figures_of
+from trainer_ext.evaluation.tasks import Task, figure_names, figures_of
 from trainer_ext.measuring import build_tasks, load_task_rows
 from trainer_ext.measuring.lengths import set_lengths
 from trainer_ext.measuring.models import encode_instructed
@@ -80,9 +80,8 @@ def keep_best_problems(spec: EvaluationSpec | None, tasks: Sequence[Task]) -> It
     """A figure to keep the best model by that is not measured, or that does not say which model is better."""
     if spec is None or spec.keep_best is None:
         return
-    known = [*chance(tasks), *(FIGURES if spec.validation_loss else ())]
-    task, _, metric = spec.keep_best.rpartition("/")
-    if f"{task.partition('@')[0]}/{metric}" not in known:
+    known = figure_names(tasks, spec.truncate_dims, spec.precisions) + list(FIGURES if spec.validation_loss else ())
+    if spec.keep_best not in known:
         close = nearest(spec.keep_best, known)
         hint = f" Did you mean {close!r}?" if close else ""
         words = f"{spec.keep_best!r} is no figure of these tasks that models are ranked by.{hint}"
