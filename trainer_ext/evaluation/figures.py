@@ -147,7 +147,10 @@ def resampled(rows: np.ndarray, statistic: Callable[[np.ndarray], float] | None 
     for start in range(0, RESAMPLES, together):
         part = values[start : start + together]
         drawn = random.integers(len(rows), size=(len(part), len(rows)))
-        part[:] = rows[drawn].mean(axis=1) if statistic is None else [statistic(rows[places]) for places in drawn]
+        if statistic is None or statistic is np.median:
+            part[:] = (statistic or np.mean)(rows[drawn], axis=1)
+        else:
+            part[:] = [statistic(rows[places]) for places in drawn]
     return values
 
 

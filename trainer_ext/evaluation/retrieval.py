@@ -189,6 +189,6 @@ class RetrievalTask(Task):
         values = [[metric.per_query(ranks) for metric in self.metrics] for ranks in blocks]
         columns = [np.concatenate(column) for column in zip(*values, strict=True)]
         return {
-            self.prefix + metric.name: Quantity(column, metric.combine if metric.kind == "median_rank" else None)
+            self.prefix + metric.name: Quantity(column, np.median if metric.kind == "median_rank" else None)
             for metric, column in zip(self.metrics, columns, strict=True)
         }
