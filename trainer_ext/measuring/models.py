@@ -218,8 +218,10 @@ def refuse_no_model(name: str | Path) -> None:
         ValueError: what is missing, and what to give in its place.
     """
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ValueError(f"Model {str(folder)!r} is a file. Give the folder of a model, or its Hub name.")
     if not folder.is_dir():
-        if folder.exists() or (os.sep in str(folder).removeprefix("./") and not _is_repository(str(folder))):
+        if os.sep in str(folder).removeprefix("./") and not _is_repository(str(folder)):
             raise ValueError(f"Model {str(folder)!r}: there is no such folder. Give a model's folder, or its Hub name.")
         return
     if (folder / "config.json").is_file() or (folder / "modules.json").is_file():
