@@ -78,9 +78,10 @@ def test_widths_and_precisions_are_named_once(tmp_path: Path, tiny_recipe: Path,
     said = re.escape(f"{key}: {values} lists one of them twice. Name each once.")
     with pytest.raises(RecipeError, match=said):
         load_tasks(write_tasks(tmp_path, "[{name: a, source: sts-test}]", **{key: values}))
+    settings = {"tasks": [{"name": "a", "source": "scored"}], key: values}
+    recipe = with_evaluation(tiny_recipe, tmp_path, settings)
     with pytest.raises(RecipeError, match=f"evaluation.{said}"):
-        settings = {"tasks": [{"name": "a", "source": "scored"}], key: values}
-        load_recipe(with_evaluation(tiny_recipe, tmp_path, settings))
+        load_recipe(recipe)
 
 
 def test_a_mix_is_offered_what_can_be_mixed(tmp_path: Path) -> None:
