@@ -18,7 +18,8 @@ from pathlib import Path
 
 from trainer_ext.demo_data import load_table
 from trainer_ext.demo_data.cache import prepare
-from trainer_ext.evaluation.report import Report, metric_words
+from trainer_ext.evaluation.markdown import metric_words
+from trainer_ext.evaluation.report import Report
 
 SHOWN = ["evaluation.tasks.pictures.metrics=[r1, r5]", "evaluation.tasks.texts.metrics=[ndcg10, r5]"]
 SHOWN += ["evaluation.keep_best=null", "evaluation.every=null"]

@@ -16,7 +16,7 @@ from statistics import mean
 
 from trainer_ext import load_recipe, train
 from trainer_ext.commands.guard import guarded
-from trainer_ext.evaluation.report import metric_words
+from trainer_ext.evaluation.markdown import metric_words
 from trainer_ext.recipe.checks import embedding_width
 from trainer_ext.recipe.reading import find_resource
 

@@ -20,7 +20,8 @@ from transformers import TrainerCallback
 from tests.trainer_ext.tiny_run import COLOURS, NUMBERS, RunFactory, entries_of, picture, trained
 from trainer_ext import __main__ as command_line
 from trainer_ext import files
-from trainer_ext.evaluation.tasks import HardNegativeTask, Task, image_text_tasks, text_task
+from trainer_ext.evaluation.tasks import HardNegativeTask, image_text_tasks, text_task
+from trainer_ext.measuring.suites import Suite
 from trainer_ext.run import evaluating
 from trainer_ext.run import train as training_run
 from trainer_ext.training import saving
@@ -128,23 +129,20 @@ def train_rank(
 def run_command(command: list[str]) -> None:
     """The command line to its end."""
     settle()
-    evaluating.load_suite = tiny_suite
+    evaluating.open_suite = tiny_suite
     assert command_line.main(command) == 0
     assert not torch.distributed.is_initialized()  # left in order, not when the interpreter happens to end
 
 
-def tiny_suite(name: str) -> list[Task]:
+def tiny_suite(name: str) -> Suite:
     """A small set of tasks in place of the embedded one, so that no data has to be prepared."""
     assert name == "tiny"
     pictures = [(colour, number) for colour in COLOURS for number in (2, 5)]
     captions = [[f"{NUMBERS[number - 1]} {colour} bar"] for colour, number in pictures]
     follows = [(f"{number} is after", after) for number, after in pairwise(NUMBERS)]
     negatives = HardNegativeTask("hard", ["one is after"], ["two"], [["not two", "five"]])
-    return [
-        *image_text_tasks("bars", [picture(*item) for item in pictures], captions),
-        text_task("text", follows),
-        negatives,
-    ]
+    bars = image_text_tasks("bars", [picture(*item) for item in pictures], captions)
+    return Suite([*bars, text_task("text", follows), negatives], [], {})
 
 
 def run_command_until_killed(command: list[str], steps: int) -> None:
@@ -156,6 +154,6 @@ def run_command_until_killed(command: list[str], steps: int) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(KillAfter(steps))
 
-    evaluating.load_suite = tiny_suite
+    evaluating.open_suite = tiny_suite
     training_run.JinaCLIPTrainer = Killed
     command_line.main(command)

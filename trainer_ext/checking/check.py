@@ -190,11 +190,11 @@ class _Check:
     def _try_steps(self) -> None:
         self.say("taking two steps of every stage")
         with tempfile.TemporaryDirectory(prefix="jina-clip-check-") as folder:
-            tokenizer = Path(folder) if isinstance(self.recipe.tokenizer, TokenizerSpec) else None
-            if tokenizer is not None:
-                self.processor.tokenizer.save_pretrained(tokenizer)
+            processor = Path(folder) if isinstance(self.recipe.tokenizer, TokenizerSpec) else None
+            if processor is not None:
+                self.processor.save_pretrained(processor)
             try:
-                self.checked.fit = try_steps(self.lenient, tokenizer, self.processes)
+                self.checked.fit = try_steps(self.lenient, processor, self.processes)
                 self.checked.log.add(fit_findings(self.checked.fit))
             except StepsFailed as error:
                 self.checked.log.add([failed_finding(error)])

@@ -99,11 +99,11 @@ def micro_recipe(recipe: Recipe, processes: int) -> Recipe:
     return recipe.model_copy(update={"stages": stages, "training": training, "evaluation": None})
 
 
-def try_steps(recipe: Recipe, tokenizer: Path | None = None, processes: int = 1) -> Fit:
+def try_steps(recipe: Recipe, processor: Path | None = None, processes: int = 1) -> Fit:
     """Take the micro-steps in a process of their own.
 
     Args:
-        tokenizer: a folder with the one to use in place of training the recipe's own again.
+        processor: a folder with the one to use in place of training the recipe's tokenizer again.
         processes: of the run that is meant; its micro-batch is one process's share.
 
     Raises:
@@ -112,7 +112,7 @@ def try_steps(recipe: Recipe, tokenizer: Path | None = None, processes: int = 1)
     with tempfile.TemporaryDirectory(prefix="jina-clip-check-") as folder:
         asked, answer = Path(folder, "asked.json"), Path(folder, "answer.json")
         short = micro_recipe(recipe, processes)
-        write_json(asked, {"recipe": short.model_dump(mode="json"), "tokenizer": tokenizer and str(tokenizer)})
+        write_json(asked, {"recipe": short.model_dump(mode="json"), "processor": processor and str(processor)})
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-c", _CHILD, str(asked), str(answer), str(Path(folder, "run"))]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -180,17 +180,17 @@ def take_steps(asked: str, answer: str, folder: str) -> None:
     """Take the steps of the recipe in the file ``asked``, in ``folder``; write what they took to ``answer``."""
     question = read_json(Path(asked))
     try:
-        found = _steps(Recipe.model_validate(question["recipe"]), question["tokenizer"], folder)
+        found = _steps(Recipe.model_validate(question["recipe"]), question["processor"], folder)
     except Exception as error:
         found = {"error": explain(error, folder) or f"{type(error).__name__}: {error}"}
     write_json(Path(answer), found)
 
 
-def _steps(recipe: Recipe, tokenizer: str | None, folder: str) -> dict[str, Any]:
+def _steps(recipe: Recipe, kept: str | None, folder: str) -> dict[str, Any]:
     arguments = training_arguments(as_trained_here(recipe, print), folder)
     tables = load_sources(recipe.used_sources(), recipe.seed)
     set_seed(recipe.seed)
-    model, processor = initial_model(recipe, None if tokenizer is None else Path(tokenizer))
+    model, processor = initial_model(recipe, None if kept is None else Path(kept))
     model.processor = processor
     clock = _Clock()
     trainer = JinaCLIPTrainer(

@@ -4,8 +4,8 @@ A text is the set of its pieces; likeness is the share of pieces that two texts 
 ``HASHES`` minima of the set; the share of equal minima is likeness, give or take 0.04. Kept is one byte of each, and
 every four of them together are a band: two texts of likeness 0.8 have an equal one with a probability of 0.9998.
 
-Written out here in numpy: the indexes of the libraries (datasketch, rensa) keep Python objects per text, some ten times
-the 96 bytes that a text has here.
+Written out here in numpy: datasketch's index of as many hashes keeps 3.5 KB for each text (measured by tracemalloc, on
+texts of 20 words), and a text has 96 bytes here.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ from trainer_ext.data.broken_rows import BROKEN_ROWS_FILE, BrokenRows
 from trainer_ext.evaluation.items import Embeddings
 from trainer_ext.evaluation.tasks import Task
 from trainer_ext.measuring.measure import Measurement
-from trainer_ext.measuring.models import open_model
+from trainer_ext.measuring.models import open_model, refuse_no_model
 from trainer_ext.measuring.tasks_from_sources import build_tasks, load_task_rows
 from trainer_ext.recipe.evaluation import TasksFile, load_tasks
 from trainer_ext.report.data import TaskDetails
@@ -59,6 +59,9 @@ def work(options: argparse.Namespace) -> int:
     folder = Path(options.output_dir)
     _refuse_foreign(folder)
     content = load_tasks(options.tasks)
+    names = short_names(options.models)
+    for path in options.models:
+        refuse_no_model(path)
     broken = BrokenRows(None)
     tasks = build_tasks(content.tasks, load_task_rows(content.tasks, content.sources, broken), broken)
     _say_broken(broken, content)
@@ -69,7 +72,7 @@ def work(options: argparse.Namespace) -> int:
         details.extend(details_of(measured_on, embeddings, name))
 
     measured = Measurement(tasks, folder, cache, content.truncate_dims, content.precisions, seen=look_closer)
-    for name, path in zip(short_names(options.models), options.models, strict=True):
+    for name, path in zip(names, options.models, strict=True):
         model = open_model(path, options.device, options.batch_size, options.trust_remote_code)
         measured.add(model.named(name))
     measured.report.save()

@@ -12,10 +12,12 @@ Hard negatives are no key: one that is another row's positive would tie most row
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -100,8 +102,10 @@ def _groups(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return groups, np.array([_hash(b"group", key.tobytes()) for key in smallest], dtype=np.uint64)
 
 
-def row_marks(rows: Dataset) -> Iterator[int]:
+def row_marks(rows: Dataset, sizes: Container[int] | None = None) -> Iterator[int | None]:
     """What tells each row from others, as a hash: its picture or, for texts, its query and positive in either order.
+
+    With ``sizes`` pictures of another number of bytes are not read: None stands for them.
 
     >>> table = Dataset.from_dict({"query": ["A cat.", "a dog"], "positive": ["a pet", "a cat"]})
     >>> other = Dataset.from_dict({"query": ["a pet"], "positive": ["a cat"]})
@@ -110,12 +114,33 @@ def row_marks(rows: Dataset) -> Iterator[int]:
     """
     columns = [name for name in ("image", "query", "positive") if name in rows.column_names]
     for table in undecoded(rows.select_columns(columns)).with_format("arrow").iter(_ROWS_AT_ONCE):
-        for row in table.to_pylist():
-            if "image" in row:
-                yield _hash(b"image", picture_content(row["image"]))
-            else:
-                texts = sorted(content for _, content in _contents(row))
-                yield _hash(b"pair", len(texts[0]).to_bytes(8) + b"".join(texts))
+        yield from table_marks(table, sizes)
+
+
+def table_marks(table: pa.Table, sizes: Container[int] | None = None) -> Iterator[int | None]:
+    """The marks of rows in memory, whose pictures are as they are stored."""
+    if "image" in table.column_names:
+        for stored, size in _stored_pictures(table):
+            wanted = sizes is None or size in sizes
+            yield _hash(b"image", picture_content(stored.as_py())) if wanted else None
+        return
+    for row in table.select(["query", "positive"]).to_pylist():
+        texts = sorted(content for _, content in _contents(row))
+        yield _hash(b"pair", len(texts[0]).to_bytes(8) + b"".join(texts))
+
+
+def picture_sizes(rows: Dataset) -> set[int]:
+    """The bytes of every picture; no picture is read."""
+    tables = undecoded(rows.select_columns(["image"])).with_format("arrow").iter(_ROWS_AT_ONCE)
+    return {size for table in tables for _, size in _stored_pictures(table)}
+
+
+def _stored_pictures(table: pa.Table) -> Iterator[tuple[pa.StructScalar, int]]:
+    """Pictures as they are stored, which are not copied here, and their bytes."""
+    for chunk in table.column("image").chunks:
+        lengths, paths = pc.binary_length(chunk.field("bytes")).to_pylist(), chunk.field("path")
+        for row, length in enumerate(lengths):
+            yield chunk[row], os.path.getsize(paths[row].as_py()) if length is None else length
 
 
 def _keys(rows: Dataset) -> Iterator[list[int]]:

@@ -79,6 +79,11 @@ class ClassificationTask(Task):
         return f"{len(self.images)} images, {len(self.class_names)} classes"
 
     @property
+    def answers(self) -> list[np.ndarray]:
+        """The class of each image."""
+        return [self.labels]
+
+    @property
     def queries_count(self) -> int:
         """Every image has its value."""
         return len(self.images)

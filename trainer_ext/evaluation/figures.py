@@ -5,6 +5,7 @@ a fixed seed, so equal inputs give equal intervals. Two models measured on the s
 (the same draws for both), which is much sharper than looking whether their intervals overlap.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,10 @@ LESS_IS_BETTER = frozenset({"median_rank", "ece", "modality_gap", "alignment", "
 
 
 # What may stand before a metric in a figure's name: a direction, and that of ``one_index``.
-_BEFORE = ("t2i_", "i2t_", "i2i_", "corrected_")
+_DIRECTIONS = ("t2i", "i2t", "i2i")
+_BEFORE = (*(f"{direction}_" for direction in _DIRECTIONS), "corrected_")
+# What stands before the metric: the task, the part in brackets, and widths and precisions, on either side of the part.
+TASK_OF_FIGURE = re.compile(r"(.*?)(?:\[(.*)\])?(?:@([^\[\]]+))?(?:\[(.*)\])?", re.DOTALL)
 
 
 def metric_of(name: str) -> str:
@@ -35,6 +39,20 @@ def metric_of(name: str) -> str:
     for words in _BEFORE:
         metric = metric.removeprefix(words)
     return metric
+
+
+def measured_on(name: str) -> str:
+    """What a figure is measured on, as ``Task.contents`` names it: the task, its direction, and the part.
+
+    >>> measured_on("shop[de]/t2i_r5"), measured_on("answers@64@int8/r5"), measured_on("one-index[shop/t2i]/r5")
+    ('shop/t2i[de]', 'answers', 'one-index[shop/t2i]')
+    """
+    task, _, metric = name.rpartition("/")
+    found = TASK_OF_FIGURE.fullmatch(task)
+    assert found is not None  # it takes any text
+    base, before, _, after = found.groups()
+    part, direction = before if before is not None else after, metric.partition("_")[0]
+    return f"{base}{f'/{direction}' if direction in _DIRECTIONS else ''}{'' if part is None else f'[{part}]'}"
 
 
 def is_share(name: str) -> bool:
@@ -63,13 +81,15 @@ def _is_loss(name: str) -> bool:
 class Figure:
     """A value with the ends of its 95% interval, None where there is none.
 
-    ``samples`` is one value per query, whose mean is ``value``; None where the figure is not a mean.
+    ``samples`` is one value per query, whose mean is ``value``. A figure that is no mean (a median, a correlation) has
+    ``draws`` instead: its value for each draw of the queries, the same draws for all figures of as many queries.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
     samples: np.ndarray | None = None
+    draws: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -109,18 +129,32 @@ class Quantity:
         """The value with its interval."""
         if not self.per_query:
             return Figure(self.value)
-        low, high = interval(self.rows, self.statistic)
-        return Figure(self.value, low, high, self.rows if self.statistic is None else None)
+        draws = resampled(self.rows, self.statistic)
+        if self.statistic is None:
+            return Figure(self.value, *_ends(draws), samples=self.rows)
+        return Figure(self.value, *_ends(draws), draws=draws)
 
 
 def interval(rows: np.ndarray, statistic: Callable[[np.ndarray], float] | None = None) -> tuple[float, float]:
     """The ends of the 95% bootstrap interval of ``statistic`` (None: the mean) of ``rows`` along its first axis."""
+    return _ends(resampled(rows, statistic))
+
+
+def resampled(rows: np.ndarray, statistic: Callable[[np.ndarray], float] | None = None) -> np.ndarray:
+    """(``RESAMPLES``,) ``statistic`` of rows drawn with replacement; the draws depend on the number of rows alone."""
     random, values = np.random.default_rng(SEED), np.empty(RESAMPLES)
     together = max(1, DRAWN // len(rows))
     for start in range(0, RESAMPLES, together):
         part = values[start : start + together]
         drawn = random.integers(len(rows), size=(len(part), len(rows)))
-        part[:] = rows[drawn].mean(axis=1) if statistic is None else [statistic(rows[places]) for places in drawn]
+        if statistic is None or statistic is np.median:
+            part[:] = (statistic or np.mean)(rows[drawn], axis=1)
+        else:
+            part[:] = [statistic(rows[places]) for places in drawn]
+    return values
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, [LOW, HIGH])
     return float(low), float(high)
 
@@ -128,7 +162,8 @@ def interval(rows: np.ndarray, statistic: Callable[[np.ndarray], float] | None =
 def paired_difference(first: Figure, second: Figure) -> Difference:
     """``first`` minus ``second``, of two models on the same queries in the same order.
 
-    The interval needs one sample per query; without (a median, a correlation) it is None.
+    Means are compared by their samples; a median or a correlation by its draws, which are the same queries for both.
+    Where one of the two has neither, there is no interval.
 
     Raises:
         ValueError: the two have different numbers of queries.
@@ -137,6 +172,8 @@ def paired_difference(first: Figure, second: Figure) -> Difference:
     >>> paired_difference(Figure(0.75, samples=ours), Figure(0.5, samples=theirs)).value
     0.25
     """
+    if first.draws is not None and second.draws is not None and len(first.draws) == len(second.draws):
+        return Difference(first.value - second.value, *_ends(first.draws - second.draws))
     if first.samples is None or second.samples is None:
         return Difference(first.value - second.value)
     if len(first.samples) != len(second.samples):

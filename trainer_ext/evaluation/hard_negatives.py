@@ -47,6 +47,11 @@ class HardNegativeTask(Task):
         return f"{len(self.queries)} queries, 1 positive and {len(self.negatives[0])} negatives each"
 
     @property
+    def answers(self) -> list[np.ndarray]:
+        """How many negatives each query has; which ones, the order of the items says."""
+        return [np.array([len(texts) for texts in self.negatives])]
+
+    @property
     def queries_count(self) -> int:
         """Every query has its value."""
         return len(self.queries)

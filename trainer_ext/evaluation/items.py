@@ -46,6 +46,19 @@ def key_of(item: Item) -> Hashable:
     return id(item) if isinstance(item, Image.Image) else item
 
 
+def content_of(item: Item) -> bytes:
+    """What an item is, as bytes to hash: a text as the data have it, without its prompt; a picture by its key.
+
+    >>> content_of("a cat"), content_of(Picture("a1", lambda: Image.new("RGB", (2, 2))))
+    (b'text a cat', b'picture a1')
+    """
+    if isinstance(item, str):
+        return b"text " + str(getattr(item, "bare", item)).encode("utf-8", "surrogatepass")
+    if isinstance(item, Picture):
+        return b"picture " + item.key.encode()
+    return f"image {item.mode} {item.size} ".encode() + item.tobytes()
+
+
 def opened(item: Item) -> Image.Image:
     """The image of a picture, decoded if it has to be.
 

@@ -64,6 +64,11 @@ class MatchTask(Task):
         return f"{self.same.sum()} true and {(~self.same).sum()} other pairs, half of them to fit the threshold"
 
     @property
+    def answers(self) -> list[np.ndarray]:
+        """Which pairs are true, and which half they are in."""
+        return [self.same, self.fitted]
+
+    @property
     def queries_count(self) -> int:
         """Every pair has its cosine."""
         return len(self.firsts)

@@ -68,6 +68,11 @@ class OneIndexTask(Task):
         return f"{len(self.task.queries)} queries, {texts} texts and {len(self.pool) - texts} pictures in one index"
 
     @property
+    def answers(self) -> list[np.ndarray]:
+        """The right and the excluded candidates of each query."""
+        return self.task.answers
+
+    @property
     def queries_count(self) -> int:
         """Every query has its value."""
         return self.task.queries_count

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer_ext.evaluation.base import Task
+from trainer_ext.evaluation.base import Task, flattened
 from trainer_ext.evaluation.figures import Quantity
 from trainer_ext.evaluation.items import Embeddings, Item, Rows, is_text, key_of, refuse_empty
 from trainer_ext.evaluation.metrics import Metric, relevant_ranks
@@ -108,6 +108,11 @@ class RetrievalTask(Task):
         return f"{len(self.queries)} queries, {len(self.candidates)} candidates"
 
     @property
+    def answers(self) -> list[np.ndarray]:
+        """The right and the excluded candidates of each query."""
+        return [*flattened(self.relevant), *flattened(self.exclude or [])]
+
+    @property
     def queries_count(self) -> int:
         """Every query has its value."""
         return len(self.queries)
@@ -184,6 +189,6 @@ class RetrievalTask(Task):
         values = [[metric.per_query(ranks) for metric in self.metrics] for ranks in blocks]
         columns = [np.concatenate(column) for column in zip(*values, strict=True)]
         return {
-            self.prefix + metric.name: Quantity(column, metric.combine if metric.kind == "median_rank" else None)
+            self.prefix + metric.name: Quantity(column, np.median if metric.kind == "median_rank" else None)
             for metric, column in zip(self.metrics, columns, strict=True)
         }

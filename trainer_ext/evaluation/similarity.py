@@ -49,6 +49,11 @@ class SimilarityTask(Task):
         return f"{len(self.firsts)} pairs"
 
     @property
+    def answers(self) -> list[np.ndarray]:
+        """The score of each pair."""
+        return [self.scores]
+
+    @property
     def queries_count(self) -> int:
         """Every pair has its score."""
         return len(self.firsts)

@@ -16,7 +16,7 @@ from typing import cast
 from PIL import Image
 
 from trainer_ext.evaluation.base import Task
-from trainer_ext.evaluation.figures import Figure
+from trainer_ext.evaluation.figures import Figure, Quantity
 from trainer_ext.evaluation.hard_negatives import HardNegativeTask
 from trainer_ext.evaluation.items import Embeddings, ImageEncoder, Item, Picture, TextEncoder, encode_items, key_of
 from trainer_ext.evaluation.metrics import Metric
@@ -148,43 +148,54 @@ def evaluate(
     """Measure a model on tasks: ``evaluate(model.encode_text, model.encode_image, load_suite("openmoji"))``.
 
     Returns flat names to figures, ready for ``Trainer.log``. Vectors need not be normalised. All tasks are measured
-    again, without encoding again, on the first ``truncate_dims`` components (``concepts_short@64/t2i_r5``) and in each
-    of ``precisions`` (``concepts_short@int8/t2i_r5``).
+    again, without encoding again, on the first ``truncate_dims`` components (``concepts_short@64/t2i_r5``), in each of
+    ``precisions`` (``concepts_short@int8/t2i_r5``), and on those components in those precisions (``@64@int8``), each
+    task as a whole, without its splits and lengths.
     """
     embeddings = encode_items(encode_text, encode_image, (item for task in tasks for item in task.items), progress)
-    variants = _variants(embeddings, tasks, truncate_dims, precisions)
-    return {
-        _marked(task, mark, name): value
-        for mark, task, vectors in variants
-        for name, value in task.evaluate(vectors).items()
-    }
+    found = {name: value for task in tasks for name, value in task.evaluate(embeddings).items()}
+    return found | {name: quantity.value for name, quantity in _variants(embeddings, tasks, truncate_dims, precisions)}
 
 
 def figures_of(
     embeddings: Embeddings, tasks: Sequence[Task], truncate_dims: Sequence[int] = (), precisions: Sequence[str] = ()
 ) -> dict[str, Figure]:
     """The figures of ``evaluate``, under the same names, with their intervals and values per query."""
-    variants = _variants(embeddings, tasks, truncate_dims, precisions)
-    return {
-        _marked(task, mark, name): figure
-        for mark, task, vectors in variants
-        for name, figure in task.figures(vectors).items()
+    found = {name: figure for task in tasks for name, figure in task.figures(embeddings).items()}
+    return found | {
+        name: quantity.figure() for name, quantity in _variants(embeddings, tasks, truncate_dims, precisions)
     }
+
+
+def figure_names(tasks: Sequence[Task], truncate_dims: Sequence[int] = (), precisions: Sequence[str] = ()) -> list[str]:
+    """The names of all figures of ``figures_of`` that models are ranked by: those that chance has, too."""
+    marks = [_mark(dim, precision) for dim, precision in _kept(truncate_dims, precisions)]
+    names = [(task, name) for task in tasks for name in task.chance()]
+    whole = [(task, name) for task, name in names if "[" not in name.removeprefix(task.name)]
+    return [*(name for _, name in names), *(_marked(task, mark, name) for mark in marks for task, name in whole)]
+
+
+def _kept(dims: Sequence[int], precisions: Sequence[str]) -> list[tuple[int | None, str | None]]:
+    """What is kept of vectors: of their width, of their precision, and of both; None for all."""
+    both: list[tuple[int | None, str | None]] = [(dim, precision) for dim in dims for precision in precisions]
+    return [*((dim, None) for dim in dims), *((None, precision) for precision in precisions), *both]
 
 
 def _variants(
     embeddings: Embeddings, tasks: Sequence[Task], truncate_dims: Sequence[int], precisions: Sequence[str]
-) -> Iterator[tuple[str, Task, Embeddings]]:
-    for task in tasks:
-        yield "", task, embeddings
-    for dim in truncate_dims:
-        shorter = embeddings.truncated(dim)
-        for task in tasks:
-            yield f"@{dim}", task, shorter
-    for precision in precisions:
+) -> Iterator[tuple[str, Quantity]]:
+    """The figures of all tasks as wholes, of vectors cut to each width, coded in each precision, and both."""
+    for dim, precision in _kept(truncate_dims, precisions):
+        cut = embeddings if dim is None else embeddings.truncated(dim)
         for task in tasks:
             # The ranges of int8 come from the task alone: its figures do not depend on what else is measured.
-            yield f"@{precision}", task, embeddings.quantized(precision, task.items)
+            vectors = cut if precision is None else cut.quantized(precision, task.items)
+            for name, quantity in task.whole(vectors).items():
+                yield _marked(task, _mark(dim, precision), name), quantity
+
+
+def _mark(dim: int | None, precision: str | None) -> str:
+    return "".join(f"@{kept}" for kept in (dim, precision) if kept is not None)
 
 
 def _marked(task: Task, mark: str, name: str) -> str:

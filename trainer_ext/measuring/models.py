@@ -68,7 +68,7 @@ def open_model(
         ValueError: no model there, or one that cannot be loaded.
     """
     where = str(name)
-    _refuse_no_model(Path(name).expanduser())
+    refuse_no_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _refuse_no_device(device)
     folder = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else where
@@ -211,9 +211,17 @@ def _model_type(folder: str) -> str | None:
         return None
 
 
-def _refuse_no_model(folder: Path) -> None:
+def refuse_no_model(name: str | Path) -> None:
+    """Refuse a folder that holds no model; whether the Hub has a name is seen when it is opened.
+
+    Raises:
+        ValueError: what is missing, and what to give in its place.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ValueError(f"Model {str(folder)!r} is a file. Give the folder of a model, or its Hub name.")
     if not folder.is_dir():
-        if folder.exists() or (os.sep in str(folder).removeprefix("./") and not _is_repository(str(folder))):
+        if os.sep in str(folder).removeprefix("./") and not _is_repository(str(folder)):
             raise ValueError(f"Model {str(folder)!r}: there is no such folder. Give a model's folder, or its Hub name.")
         return
     if (folder / "config.json").is_file() or (folder / "modules.json").is_file():

@@ -6,20 +6,29 @@ of tasks on other rows, to choose settings without looking at the test rows.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from trainer_ext.demo_data import EmbeddedDataError
 from trainer_ext.evaluation.items import is_text
 from trainer_ext.evaluation.retrieval import RetrievalTask
 from trainer_ext.evaluation.tasks import Task
+from trainer_ext.measuring.rows import TaskRows
 from trainer_ext.measuring.tasks_from_sources import build_tasks, load_task_rows
-from trainer_ext.recipe.evaluation import load_tasks
+from trainer_ext.recipe.evaluation import TaskSpec, load_tasks
 from trainer_ext.recipe.reading import available_resources
 from trainer_ext.recipe.schema import Source
 
 Split = Literal["test", "validation"]
 # What a suite's name ends in -> the rows that it measures on.
 _ENDINGS: dict[str, str] = {"test": "", "validation": "-validation"}
+
+
+class Suite(NamedTuple):
+    """Tasks, and what they are made of: their keys, and the rows of their sources by name."""
+
+    tasks: list[Task]
+    specs: list[TaskSpec]
+    rows: dict[str, TaskRows]
 
 
 def load_suite(name: str, split: Split = "test", folder: Path | str | None = None) -> list[Task]:
@@ -34,6 +43,11 @@ def load_suite(name: str, split: Split = "test", folder: Path | str | None = Non
     Traceback (most recent call last):
     ValueError: There is no split 'train' to evaluate on; choose one of: test, validation.
     """
+    return open_suite(name, split, folder).tasks
+
+
+def open_suite(name: str, split: Split = "test", folder: Path | str | None = None) -> Suite:
+    """The tasks of ``load_suite``, with what they are made of."""
     if split not in _ENDINGS:
         raise ValueError(f"There is no split {split!r} to evaluate on; choose one of: {', '.join(_ENDINGS)}.")
     suites = [found for found in available_resources("evaluation") if not found.endswith(_ENDINGS["validation"])]
@@ -41,7 +55,8 @@ def load_suite(name: str, split: Split = "test", folder: Path | str | None = Non
         raise ValueError(f"There is no evaluation suite {name!r}; choose one of: {', '.join(suites)}.")
     content = load_tasks(name + _ENDINGS[split])
     sources = content.sources if folder is None else [_in_folder(source, Path(folder)) for source in content.sources]
-    return build_tasks(content.tasks, load_task_rows(content.tasks, sources), progress=False)
+    rows = load_task_rows(content.tasks, sources)
+    return Suite(build_tasks(content.tasks, rows, progress=False), content.tasks, rows)
 
 
 def picture_task(tasks: Sequence[Task]) -> RetrievalTask:

@@ -1,6 +1,27 @@
-"""Texts as items to encode: a plain ``str``, or one that asks for an instruction of the model's own."""
+"""Texts as items to encode: a plain ``str``, one behind a prompt, or one that asks for an instruction of the model."""
 
 from typing import Any
+
+
+class Prompted(str):
+    """A text behind its prompt: a ``str`` in all, which knows the text without it as ``bare``.
+
+    Two models measured under different prompts have answered the same questions: ``Task.contents`` goes by ``bare``.
+
+    >>> text = Prompted("query: red shoes", "red shoes")
+    >>> text == "query: red shoes", text.bare
+    (True, 'red shoes')
+    """
+
+    bare: str
+
+    def __new__(cls, text: str, bare: str) -> "Prompted":
+        made = super().__new__(cls, text)
+        made.bare = bare
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Prompted, (str(self), self.bare)
 
 
 class Instructed(str):
@@ -14,10 +35,11 @@ class Instructed(str):
     """
 
     instruction: str
+    bare: str
 
-    def __new__(cls, text: str, instruction: str) -> "Instructed":
+    def __new__(cls, text: str, instruction: str, bare: str | None = None) -> "Instructed":
         made = super().__new__(cls, text)
-        made.instruction = instruction
+        made.instruction, made.bare = instruction, text if bare is None else bare
         return made
 
     def __eq__(self, other: Any) -> bool:
@@ -32,9 +54,11 @@ class Instructed(str):
         return hash((self.instruction, str(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Instructed, (str(self), self.instruction)
+        return Instructed, (str(self), self.instruction, self.bare)
 
 
 def as_item(text: str, prompt: str, instruction: str | None) -> str:
     """The text behind its prompt, under an instruction if one is asked for."""
-    return prompt + text if instruction is None else Instructed(prompt + text, instruction)
+    if instruction is not None:
+        return Instructed(prompt + text, instruction, text)
+    return Prompted(prompt + text, text) if prompt else text

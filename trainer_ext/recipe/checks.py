@@ -39,14 +39,22 @@ from trainer_ext.recipe.schema import (
 
 def source_problems(sources: Sequence[Source]) -> Iterator[Problem]:
     """What the types alone cannot say: names, columns, prompts and the keys that belong to one format only."""
-    first: dict[str, int] = {}
+    yield from name_problems("sources", [source.name for source in sources])
     for position, source in enumerate(sources):
-        place = f"sources.{position}"
-        if source.name in first:
-            yield f"{place}.name", f"{source.name!r} is taken by sources.{first[source.name]}. Give it another name."
-        first.setdefault(source.name, position)
         for path, message in (*_column_problems(source), *_prompt_problems(source), *_format_problems(source)):
-            yield f"{place}.{path}", message
+            yield f"sources.{position}.{path}", message
+
+
+def name_problems(place: str, names: Sequence[str]) -> Iterator[Problem]:
+    """Items of one name in a list of them.
+
+    >>> list(name_problems("tasks", ["shop", "words", "shop"]))
+    [('tasks.2.name', "'shop' is taken by tasks.0. Give it another name.")]
+    """
+    first: dict[str, int] = {}
+    for position, name in enumerate(names):
+        if first.setdefault(name, position) != position:
+            yield f"{place}.{position}.name", f"{name!r} is taken by {place}.{first[name]}. Give it another name."
 
 
 def shares_problem(sources: Sequence[Source], names: Sequence[str], alpha: float) -> str | None:
@@ -183,12 +191,9 @@ def width_problems(place: str, dims: list[int], width: int) -> Iterator[Problem]
 
 def stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Problem]:
     """Names given twice, a warm-up as long as its stage, no side at all; and what is wrong with each side."""
-    first: dict[str, int] = {}
+    yield from name_problems("stages", [stage.name for stage in stages])
     for position, stage in enumerate(stages):
         place = f"stages.{position}"
-        if stage.name in first:
-            yield f"{place}.name", f"{stage.name!r} is taken by stages.{first[stage.name]}. Give it another name."
-        first.setdefault(stage.name, position)
         if stage.warmup_steps >= stage.steps:
             yield f"{place}.warmup_steps", f"must be less than steps ({stage.steps}), got {stage.warmup_steps}."
         if not any(True for _ in stage.sides()):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from trainer_ext.recipe.checks import source_problems
+from trainer_ext.recipe.checks import name_problems, source_problems
 from trainer_ext.recipe.problems import (
     Problem,
     RecipeError,
@@ -132,6 +132,7 @@ class EvaluationSpec(Strict):
         if self.suite is None and not self.tasks and not self.validation_loss:
             yield "evaluation", "measures nothing: give it tasks, a suite, or validation_loss: true."
         yield from task_problems("evaluation.tasks", self.tasks, sources)
+        yield from _twice("evaluation.", self)
         if self.patience is not None and self.keep_best is None:
             yield "evaluation.patience", "waits for a better model, but by no figure. Give keep_best: TASK/FIGURE."
         if self.keep_best is not None and self.suite is None:
@@ -154,6 +155,7 @@ class TasksFile(Strict):
     @model_validator(mode="after")
     def _check(self) -> "TasksFile":
         problems = [*source_problems(self.sources), *task_problems("tasks", self.tasks, self.sources)]
+        problems += _twice("", self)
         if problems:
             raise PydanticCustomError("recipe_checks", "{text}", {
                 "problems": problems, "text": "; ".join(f"{path}: {message}" for path, message in problems)
@@ -196,14 +198,18 @@ def sources_of(specs: Sequence[TaskSpec], sources: Sequence[Source]) -> list[Sou
 def task_problems(place: str, specs: Sequence[TaskSpec], sources: Sequence[Source]) -> Iterator[Problem]:
     """Names given twice, sources and tasks that are not there, keys that do not fit what is measured."""
     known = {source.name: source for source in sources}
-    first: dict[str, int] = {}
+    yield from name_problems(place, [spec.name for spec in specs])
     for position, spec in enumerate(specs):
         here = f"{place}.{position} ({spec.name})"
-        if spec.name in first:
-            yield f"{place}.{position}.name", f"{spec.name!r} is taken by {place}.{first[spec.name]}. Give it another."
-        first.setdefault(spec.name, position)
         for key, message in _problems_of(spec, specs, known):
             yield f"{here}.{key}" if key else here, message
+
+
+def _twice(place: str, spec: EvaluationSpec | TasksFile) -> Iterator[Problem]:
+    for key in ("truncate_dims", "precisions"):
+        values = getattr(spec, key)
+        if len(set(values)) < len(values):
+            yield f"{place}{key}", f"{values} lists one of them twice. Name each once."
 
 
 def _problems_of(spec: TaskSpec, specs: Sequence[TaskSpec], sources: Mapping[str, Source]) -> Iterator[Problem]:
@@ -253,14 +259,20 @@ def _mix_problems(spec: TaskSpec, specs: Sequence[TaskSpec], sources: Mapping[st
         if getattr(spec, key):
             yield key, "belongs to a task with a source; this one is a mix of tasks. Take it out."
     tasks = {other.name: other for other in specs if other.mix is None}
+    fit = [name for name, other in tasks.items() if _searches(other, sources)]
     for name in spec.mix or []:
         if name not in tasks:
             words = "is a mix itself" if name in {other.name for other in specs} else "is no task here"
-            yield "mix", f"{name!r} {words}.{_hint(name, tasks)} Tasks to mix: {', '.join(tasks) or 'none'}."
+            yield "mix", f"{name!r} {words}.{_hint(name, fit)} Tasks to mix: {', '.join(fit) or 'none'}."
             continue
-        source = sources.get(tasks[name].source or "")
-        if source is not None and tasks[name].measured_as(source.task) != "retrieval":
+        if name not in fit:
             yield "mix", f"{name!r} is no retrieval task, so it has no candidates to put together. Take it out."
+
+
+def _searches(spec: TaskSpec, sources: Mapping[str, Source]) -> bool:
+    """Whether a task is retrieval; one whose source is not there may be."""
+    source = sources.get(spec.source or "")
+    return source is None or spec.measured_as(source.task) == "retrieval"
 
 
 def _hint(name: str, valid: Sequence[str] | Mapping[str, Any]) -> str:

@@ -1,11 +1,13 @@
 """Runs beside each other: what differs between their recipes, and which figures are better or worse.
 
 ``compare_runs`` reads folders and gives the page's data; a figure is *worse* (or *better*) only where the 95% interval
-of the paired differences leaves out 0. The pairing needs ``samples.safetensors`` in both folders, with as many values.
+of the paired differences leaves out 0. The pairing needs ``samples.safetensors`` in both folders, and the same data:
+figures of tasks that have one name and other rows are not subtracted, and a note says so.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from trainer_ext.evaluation.figures import Figure, paired_difference
 from trainer_ext.evaluation.report import Report, ReportRow
 from trainer_ext.report.data import Difference, ReportData, Row, RunFacts
 from trainer_ext.report.folder import facts_of, intervals_of, rows_of
+from trainer_ext.report.same_data import other_data, same_data
 from trainer_ext.report.words import FigureName
 
 ABSENT = "–"
@@ -44,10 +47,16 @@ def compare_runs(folders: Sequence[str | Path], row: str | None = None) -> Repor
         runs=facts,
         differences=[
             difference
-            for item, name in zip(chosen[1:], names[1:], strict=True)
-            for difference in differences_between(chosen[0], item, names[0], name)
+            for item, name, record in zip(chosen[1:], names[1:], records[1:], strict=True)
+            for difference in differences_between(
+                chosen[0], item, names[0], name, partial(same_data, records[0], record)
+            )
         ],
-        notes=list(_size_notes(records, names)),
+        notes=[
+            note
+            for record, name in zip(records[1:], names[1:], strict=True)
+            for note in other_data(records[0], record, names[0], name)
+        ],
     )
 
 
@@ -66,17 +75,20 @@ def run_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def differences_between(first: ReportRow, second: ReportRow, name: str, other: str) -> Iterator[Difference]:
-    """``second`` minus ``first`` on every figure that both have."""
-    for key, value in first.metrics.items():
-        if key in second.metrics:
-            ours, theirs = _figure(second, key), _figure(first, key)
-            if ours.samples is None or theirs.samples is None or len(ours.samples) != len(theirs.samples):
-                yield Difference(key, name, other, second.metrics[key] - value)
-                continue
-            found = paired_difference(ours, theirs)
-            interval = None if found.low is None or found.high is None else (found.low, found.high)
-            yield Difference(key, name, other, found.value, interval)
+def differences_between(
+    first: ReportRow, second: ReportRow, name: str, other: str, same: Callable[[str], bool] = lambda key: True
+) -> Iterator[Difference]:
+    """``second`` minus ``first`` on every figure that both have, and that is of the ``same`` data in both."""
+    ours, theirs = second.figures(), first.figures()
+    for key, figure in ours.items():
+        if key not in theirs or not same(key):
+            continue
+        if _number(figure) != _number(theirs[key]):  # of an older version, which has not kept what was measured
+            yield Difference(key, name, other, figure.value - theirs[key].value)
+            continue
+        found = paired_difference(figure, theirs[key])
+        interval = None if found.low is None or found.high is None else (found.low, found.high)
+        yield Difference(key, name, other, found.value, interval)
 
 
 def verdict(difference: Difference) -> str:
@@ -140,17 +152,9 @@ def _of_run(row: ReportRow, name: str) -> Row:
     return Row(name, row.metrics, "model", intervals_of(row))
 
 
-def _figure(row: ReportRow, key: str) -> Figure:
-    return Figure(row.metrics[key], samples=row.samples.get(key))
+def _number(figure: Figure) -> int | None:
+    return None if figure.samples is None else len(figure.samples)
 
 
 def _named(facts: RunFacts, name: str) -> RunFacts:
     return replace(facts, name=name)
-
-
-def _size_notes(records: Sequence[Report], names: Sequence[str]) -> Iterator[str]:
-    """Tasks that are not the same: their figures cannot be compared."""
-    for label, size in records[0].sizes.items():
-        for record, name in zip(records[1:], names[1:], strict=True):
-            if record.sizes.get(label, size) != size:
-                yield f"{label} is not the same task: {size} in {names[0]}, {record.sizes[label]} in {name}"

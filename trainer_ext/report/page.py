@@ -115,13 +115,15 @@ def _sections(context: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data: ReportData = context["data"]
     if len(data.runs) > 1:
         yield "differences", "recipes"
-    if context["verdicts"]:
+    if context["verdicts"] and len(data.runs) > 1:
         yield "verdicts", "differences"
     groups: Sequence[charts.PlotGroup] = context["panel_groups"]
     anchors = [(group.anchor, group.title.lower()) for group in groups]
     yield from anchors[: bool(groups and groups[0].anchor == "by-main")]
     if context["table"]["groups"] or context["table"]["details"]:
         yield "figures", "figures"
+    if context["verdicts"] and len(data.runs) < 2:
+        yield "verdicts", "differences"
     yield from (section for section in anchors if section[0] != "by-main")
     names = {"curve_groups": ("training", "training"), "histograms": ("cosines", "cosines")}
     names |= {"details": ("gallery", "best and worst"), "has_data": ("data", "data"), "has_run": ("run", "the run")}

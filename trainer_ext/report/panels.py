@@ -4,7 +4,8 @@
 
 1. stages of a run follow each other: a line over the stages, one panel per task and direction;
 2. models, and a single stage, are alternatives: bars, grouped by model;
-3. widths (``task@64``) are a line over the widths, a panel per task, of the newest row;
+3. widths (``task@64``) are a line over the widths, a panel per task, of the newest row, and another one for each
+   precision that the widths have (``task@64@int8``);
 4. lengths of text (``task[up to 77 tokens]``) are a line as well;
 5. precisions (``task@int8``) and other parts of a task (``task[de]``) are bars again, of the newest row.
 
@@ -154,17 +155,20 @@ def _main_panel(title: str, names: list[str], measured: Sequence[Row], reference
 def _variant_panels(title: str, names: list[str], row: Row) -> Iterator[Panel]:
     """Widths, precisions and parts of one task, of one row."""
     found = {name: FigureName.of(name) for name in names if name in row.metrics}
-    whole = [name for name, figure in found.items() if figure.part is None]
-    widths = sorted({f.variant for f in found.values() if f.variant and f.variant.isdecimal()}, key=int)
-    others = list(dict.fromkeys(f.variant for f in found.values() if f.variant and not f.variant.isdecimal()))
+    whole = {name: figure for name, figure in found.items() if figure.part is None}
+    precisions = list(dict.fromkeys(figure.precision for figure in whole.values() if figure.precision))
     parts = list(dict.fromkeys(f.part for f in found.values() if f.part is not None and f.variant is None))
     lengths = sorted((part for part in parts if LENGTH.fullmatch(part)), key=_tokens)
-    variants = {name: found[name].variant or FULL for name in whole}
     of_part = {name: f.part for name, f in found.items() if f.part is not None and f.variant is None}
-    if widths:
-        yield _by(title, "width", [*widths, FULL], variants, found, row)
-    if others:
-        yield _by(title, "precision", [FULL, *others][:MOST_GROUPS], variants, found, row)
+    for precision in (None, *precisions):
+        coded = {name: figure for name, figure in whole.items() if figure.precision == precision}
+        if widths := sorted({figure.width for figure in coded.values() if figure.width is not None}):
+            keys = {name: FULL if figure.width is None else str(figure.width) for name, figure in coded.items()}
+            words = title if precision is None else f"{title}, {plain(precision, 40)}"
+            yield _by(words, "width", [*map(str, widths), FULL], keys, found, row)
+    if precisions:
+        keys = {name: figure.precision or FULL for name, figure in whole.items() if figure.width is None}
+        yield _by(title, "precision", [FULL, *precisions][:MOST_GROUPS], keys, found, row)
     if lengths:
         yield _by(title, "length", lengths, of_part, found, row)
     if rest := [part for part in parts if part not in lengths]:

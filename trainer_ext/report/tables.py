@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer_ext.report.comparison import verdict
-from trainer_ext.report.data import ReportData, Row
+from trainer_ext.report.data import Difference, ReportData, Row
 from trainer_ext.report.words import FigureName, plain
 
 # The figure that stands for a task at the top of the page: the first of these that it has.
@@ -77,11 +77,19 @@ def figures(data: ReportData) -> dict[str, Any]:
     return {"columns": columns, "groups": found[False], "details": found[True], "intervals": intervals}
 
 
-def verdicts(data: ReportData) -> list[dict[str, str]]:
-    """Lines of the table of differences, with a heading where two other rows begin."""
+def verdicts(data: ReportData) -> dict[str, list[dict[str, str]]]:
+    """Lines of the tables of differences: the ``main`` one, and that of widths, precisions, lengths and parts."""
+    found: dict[str, list[Difference]] = {"main": [], "details": []}
+    for item in data.differences:
+        found["details" if _is_detail(item.metric) else "main"].append(item)
+    return {name: _verdict_lines(data, items) for name, items in found.items()} if data.differences else {}
+
+
+def _verdict_lines(data: ReportData, differences: Sequence[Difference]) -> list[dict[str, str]]:
+    """With a heading where two other rows begin."""
     values = {row.name: row.metrics for row in data.rows}
     lines, last = [], None
-    for item in data.differences:
+    for item in differences:
         figure = FigureName.of(item.metric)
         pair = f"{item.second} against {item.first}"
         first, second = (values.get(name, {}).get(item.metric) for name in (item.first, item.second))
@@ -118,8 +126,8 @@ def _label(name: str) -> str:
     figure = FigureName.of(name)
     words = [figure.label]
     words += [] if figure.part is None else [plain(figure.part, 60)]
-    if figure.variant is not None:
-        words.append(f"{figure.variant} dimensions" if figure.variant.isdecimal() else plain(figure.variant, 40))
+    words += [] if figure.width is None else [f"{figure.width} dimensions"]
+    words += [] if figure.precision is None else [plain(figure.precision, 40)]
     return ", ".join(words)
 
 

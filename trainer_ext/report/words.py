@@ -1,13 +1,13 @@
 """Names and values of figures as people read them: ``shop[de]@64/t2i_r5`` is task shop, part de, variant 64, R@5.
 
 A flat name is ``TASK[PART]@VARIANT/DIRECTION_METRIC``; part, variant and direction may be missing. A part is the rows
-with one value of a column; a variant is a width (Matryoshka) or a precision.
+with one value of a column; a variant is a width (Matryoshka), a precision, or both (``64@int8``).
 """
 
 import re
 from dataclasses import dataclass
 
-from trainer_ext.evaluation.figures import is_share, less_is_better
+from trainer_ext.evaluation.figures import TASK_OF_FIGURE, is_share, less_is_better
 from trainer_ext.report.data import Interval
 
 DIRECTIONS = {"t2i": "text to image", "i2t": "image to text", "i2i": "image to image", "t2t": "text to text"}
@@ -43,6 +43,8 @@ class FigureName:
     ('R@5', 'shop, text to image', 'nDCG@10')
     >>> FigureName.of("one-index/corrected_r5").label, FigureName.of("match/f1").label
     ('R@5, corrected', 'F1')
+    >>> [(name.width, name.precision) for name in map(FigureName.of, ("a@64/r5", "a@int8/r5", "a@64@int8/r5"))]
+    [(64, None), (None, 'int8'), (64, 'int8')]
     """
 
     task: str
@@ -55,12 +57,22 @@ class FigureName:
     def of(cls, name: str) -> "FigureName":
         """Take a flat name apart; what does not look like one is a task's metric of that name."""
         task, _, metric = name.rpartition("/")
-        found = re.fullmatch(r"(.*?)(?:\[(.*)\])?(?:@([^@\[\]]+))?(?:\[(.*)\])?", task, re.DOTALL)
+        found = TASK_OF_FIGURE.fullmatch(task)
         base, before, variant, after = found.groups() if found else (task, None, None, None)
         direction, _, rest = metric.partition("_")
         if direction not in DIRECTIONS or not rest:
             direction, rest = "", metric
         return cls(base, before if before is not None else after, variant, direction, rest)
+
+    @property
+    def width(self) -> int | None:
+        """The components that the variant keeps; None for all."""
+        return next((int(word) for word in (self.variant or "").split("@") if word.isdecimal()), None)
+
+    @property
+    def precision(self) -> str | None:
+        """The variant's precision; None for the model's own."""
+        return next((word for word in (self.variant or "").split("@") if word and not word.isdecimal()), None)
 
     @property
     def kind(self) -> str:

@@ -7,6 +7,7 @@ when to measure, which model is best and when to stop.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset
@@ -22,11 +23,11 @@ from trainer_ext.evaluation.figures import Figure
 from trainer_ext.evaluation.items import Embeddings, ImageEncoder, TextEncoder, encode_items, is_text
 from trainer_ext.evaluation.report import Report
 from trainer_ext.evaluation.retrieval import RetrievalTask
-from trainer_ext.evaluation.tasks import Task, figures_of
+from trainer_ext.evaluation.tasks import Task, figure_names, figures_of
 from trainer_ext.measuring import build_tasks, load_task_rows
 from trainer_ext.measuring.lengths import set_lengths
 from trainer_ext.measuring.models import encode_instructed
-from trainer_ext.measuring.suites import load_suite, picture_task
+from trainer_ext.measuring.suites import open_suite, picture_task
 from trainer_ext.recipe.evaluation import EvaluationSpec
 from trainer_ext.recipe.problems import Problem, nearest
 from trainer_ext.recipe.recipe import Recipe
@@ -34,7 +35,7 @@ from trainer_ext.report.data import save_details
 from trainer_ext.report.gallery import details_of
 from trainer_ext.report.pictures import save_contact_sheet, save_metrics_picture
 from trainer_ext.run.folder import RunFolder
-from trainer_ext.run.trained_on import trained_on_warnings
+from trainer_ext.run.trained_on import Measured, measured_sources, trained_on_notes
 from trainer_ext.training.ema import WeightAverage
 from trainer_ext.training.stages import finished_stage, stage_at
 from trainer_ext.training.trainer import JinaCLIPTrainer
@@ -51,7 +52,7 @@ def evaluation_tasks(
 ) -> list[Task]:
     """The tasks of a recipe's ``evaluation``: those of its suite, then those on its own sources.
 
-    Of the latter, rows that are in the tables ``trained``, too, are said with a warning.
+    Rows of them that are in the tables ``trained``, too, are said with a warning.
 
     Raises:
         ValueError: a source that cannot be read, a column that is not there, or nothing to measure.
@@ -59,12 +60,18 @@ def evaluation_tasks(
     spec = recipe.evaluation
     if spec is None:
         return []
-    tasks: list[Task] = list(load_suite(spec.suite)) if spec.suite is not None else []
+    tasks: list[Task] = []
+    measured: list[Measured] = []
+    if spec.suite is not None:
+        suite = open_suite(spec.suite)
+        tasks += suite.tasks
+        measured += measured_sources(suite.specs, suite.rows, f"{Path(spec.suite).stem}/")
     if spec.tasks:
         rows = load_task_rows(spec.tasks, recipe.sources, broken)
-        for words in trained_on_warnings(spec.tasks, rows, trained or {}):
-            say(f"warning: {words}")
         tasks += build_tasks(spec.tasks, rows, broken, say, progress)
+        measured += measured_sources(spec.tasks, rows)
+    for words in trained_on_notes(measured, trained or {}, progress):
+        say(words)
     return tasks
 
 
@@ -80,9 +87,8 @@ def keep_best_problems(spec: EvaluationSpec | None, tasks: Sequence[Task]) -> It
     """A figure to keep the best model by that is not measured, or that does not say which model is better."""
     if spec is None or spec.keep_best is None:
         return
-    known = [*chance(tasks), *(FIGURES if spec.validation_loss else ())]
-    task, _, metric = spec.keep_best.rpartition("/")
-    if f"{task.partition('@')[0]}/{metric}" not in known:
+    known = figure_names(tasks, spec.truncate_dims, spec.precisions) + list(FIGURES if spec.validation_loss else ())
+    if spec.keep_best not in known:
         close = nearest(spec.keep_best, known)
         hint = f" Did you mean {close!r}?" if close else ""
         words = f"{spec.keep_best!r} is no figure of these tasks that models are ranked by.{hint}"

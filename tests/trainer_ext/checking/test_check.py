@@ -4,7 +4,7 @@ import base64
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -189,10 +189,11 @@ def test_batches_are_what_the_model_sees(folder: Path) -> None:
         assert np.array_equal(pixels, np.asarray(picture(key.index, (48, 16)))[:, 16:32])
 
 
-def answered(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def answered(recipe: Recipe, folder: Path, processor: Path | None = None) -> dict[str, Any]:
     """What the process of its own would write, in this one."""
     asked, answer = folder / "asked.json", folder / "answer.json"
-    asked.write_text(json.dumps({"recipe": recipe.model_dump(mode="json"), "tokenizer": None}))
+    content = {"recipe": recipe.model_dump(mode="json"), "processor": processor and str(processor)}
+    asked.write_text(json.dumps(content))
     take_steps(str(asked), str(answer), str(folder / "run"))
     return json.loads(answer.read_text())
 
@@ -203,6 +204,24 @@ def test_steps_are_taken_by_the_real_trainer(tiny_recipe: Path, tmp_path: Path) 
     assert all(seconds > 0 for seconds in found["seconds"])
     assert 0 < found["trained_bytes"] <= found["model_bytes"]
     assert 0 < found["peak"] < found["memory"]
+
+
+def test_steps_take_the_tokenizer_that_the_check_has_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preset with a tokenizer of its own recipe, as the demo's is."""
+    sources = [source(write_rows(folder / "t.jsonl", pair_rows(30)), PAIRS, "texts")]
+    sides = {"text": {"sources": ["texts"], "batch_size": 4}}
+    recipe = load_recipe(write_recipe(folder, sources, sides, tokenizer={"vocab_size": 200}))
+    found: list[dict[str, Any]] = []
+
+    def in_this_process(recipe: Recipe, processor: Path, processes: int) -> NoReturn:
+        found.append(answered(micro_recipe(recipe, processes), tmp_path, processor))
+        raise StepsFailed("as asked")
+
+    monkeypatch.setattr("trainer_ext.checking.check.try_steps", in_this_process)
+    check(recipe, say=lambda words: None)
+    assert len(found[0]["seconds"]) == 1, found[0]
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 
+from trainer_ext.data import holdout
 from trainer_ext.data.formats import DataError
-from trainer_ext.data.holdout import hold_out, load_with_holdout
+from trainer_ext.data.holdout import hold_out, load_with_holdout, picture_content, picture_sizes, row_marks
 from trainer_ext.recipe.schema import Source
 
 
@@ -146,3 +147,20 @@ def test_sources_without_a_share_are_read_as_ever(tmp_path: Path) -> None:
     rows, held = load_with_holdout([whole, part])
     assert set(held) == {"part"}
     assert (len(rows["whole"]), len(rows["part"]), len(held["part"])) == (20, 15, 5)
+
+
+@pytest.mark.parametrize("as_files", [False, True])
+def test_pictures_of_other_sizes_are_not_read(tmp_path: Path, as_files: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(9)]
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(png(number) + b"." * (number % 3))
+    table = pictures(list(range(9)), ["x"] * 9, paths if as_files else None)
+    marks, sizes = list(row_marks(table)), picture_sizes(table)
+    lengths = [Path(path).stat().st_size if as_files else len(png(number)) for number, path in enumerate(paths)]
+    assert (None in marks, len(set(marks)), sizes) == (False, 9, set(lengths))
+    wanted = {lengths[4]}
+    read: list[int] = []
+    monkeypatch.setattr(holdout, "picture_content", lambda cell: read.append(1) or picture_content(cell))
+    few = list(row_marks(table, wanted))
+    assert few == [mark if length in wanted else None for mark, length in zip(marks, lengths, strict=True)]
+    assert len(read) == lengths.count(lengths[4])

@@ -6,6 +6,7 @@ from scipy import stats
 
 from trainer_ext.evaluation import figures
 from trainer_ext.evaluation.figures import RESAMPLES, Figure, Quantity, interval, paired_difference
+from trainer_ext.evaluation.statistics import spearman
 
 
 def test_the_interval_is_that_of_scipys_percentile_bootstrap():
@@ -25,6 +26,38 @@ def test_how_many_are_drawn_at_once_changes_nothing(monkeypatch):
     assert interval(rows, np.mean) == pytest.approx(expected[:2], abs=1e-12), "the mean is a statistic like others"
     monkeypatch.setattr(figures, "DRAWN", 120)
     assert [*interval(rows), *interval(rows, np.median)] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_statistic_is_compared_by_the_same_draws():
+    """As scipy's bootstrap of both at once; the intervals of the two alone overlap."""
+    rng = np.random.default_rng(5)
+    truth = rng.normal(size=300)
+    first, second = (np.stack([truth + spread * rng.normal(size=300), truth], axis=1) for spread in (0.6, 0.9))
+    both = [Quantity(rows, lambda pairs: spearman(pairs[:, 0], pairs[:, 1])).figure() for rows in (first, second)]
+    found = paired_difference(*both)
+
+    def difference(one: np.ndarray, other: np.ndarray, right: np.ndarray) -> float:
+        return spearman(one, right) - spearman(other, right)
+
+    theirs = stats.bootstrap(
+        (first[:, 0], second[:, 0], truth), difference, n_resamples=RESAMPLES, method="percentile", paired=True,
+        vectorized=False, rng=1,
+    ).confidence_interval  # fmt: skip
+    width = theirs.high - theirs.low
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.1 * width)
+    assert found.low > 0
+    assert found.high - found.low < 0.8 * (both[0].high - both[1].low)
+    same = paired_difference(both[0], both[0])
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+
+
+def test_a_mean_by_samples_and_by_draws_is_the_same():
+    rng = np.random.default_rng(6)
+    first, second = rng.random(70), rng.random(70)
+    by_samples = paired_difference(Quantity(first).figure(), Quantity(second).figure())
+    mean = lambda rows: float(rows.mean())  # noqa: E731
+    by_draws = paired_difference(Quantity(first, mean).figure(), Quantity(second, mean).figure())
+    assert (by_draws.low, by_draws.high) == pytest.approx((by_samples.low, by_samples.high), abs=1e-12)
 
 
 def test_a_statistic_has_its_own_interval_and_no_samples():

@@ -4,12 +4,23 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from trainer_ext.evaluation.base import BAND_QUERIES
 from trainer_ext.evaluation.baselines import bm25
 from trainer_ext.evaluation.items import Embeddings, Picture
 from trainer_ext.evaluation.metrics import Metric
 from trainer_ext.evaluation.retrieval import RetrievalTask
-from trainer_ext.evaluation.tasks import ALL_HITS, figures_of, image_text_tasks, same_item_task, text_task
+from trainer_ext.evaluation.tasks import (
+    ALL_HITS,
+    figure_names,
+    figures_of,
+    image_text_tasks,
+    same_item_task,
+    text_task,
+)
+from trainer_ext.measuring.texts import Instructed, Prompted
 
 
 def vectors_of(items, seed: int = 0, dim: int = 6) -> Embeddings:
@@ -105,7 +116,9 @@ def test_splits_are_figures_of_their_queries_alone():
             assert figures[metric.replace("words", f"words[{label}]")].value == value
         assert task.chance()[f"words[{label}]/r5"] == pytest.approx(5 / 30)
     both = figures_of(embeddings, [task], truncate_dims=[3], precisions=["binary"])
-    assert {"words[de]/r1", "words@3[de]/r1", "words@binary[de]/r1"} <= set(both)
+    assert {"words[de]/r1", "words@3/r1", "words@binary/r1", "words@3@binary/r1"} <= set(both)
+    assert not [name for name in both if "@" in name and "[" in name], "widths and precisions are of the whole task"
+    assert set(figure_names([task], [3], ["binary"])) == set(both)
 
 
 def test_a_label_follows_its_query():
@@ -117,7 +130,8 @@ def test_a_label_follows_its_query():
     assert same.splits == ["1", "2"]
 
 
-def test_lengths_are_bands_with_their_ends_included():
+def test_lengths_are_bands_with_their_ends_included(monkeypatch):
+    monkeypatch.setattr("trainer_ext.evaluation.base.BAND_QUERIES", 1)
     pairs = [(f"q{row}", f"p{row}") for row in range(6)]
     task = text_task("words", pairs)
     embeddings = vectors_of([text for pair in pairs for text in pair])
@@ -149,3 +163,35 @@ def test_details_show_what_the_figures_stand_on():
     assert details.top.dtype == details.first_rank.dtype == np.int64
     assert task.evaluate(embeddings)["t/mrr"] == pytest.approx(np.mean([1 / (1 + place) for place in first]))
     assert math.isclose(task.evaluate(embeddings)["t/median_rank"], 1 + np.median(first))
+
+
+def test_a_length_of_few_queries_has_no_figures():
+    pairs = [(f"q{row}", f"p{row}") for row in range(2 * BAND_QUERIES + 5)]
+    task = text_task("words", pairs)
+    task.lengths = [9] * BAND_QUERIES + [50] * BAND_QUERIES + [300] * 5
+    names = {name.rpartition("/")[0] for name in task.chance()}
+    assert names == {"words", "words[up to 32 tokens]", "words[up to 77 tokens]"}
+    task.lengths = [9] * (2 * BAND_QUERIES) + [300] * 5
+    assert {name.rpartition("/")[0] for name in task.chance()} == {"words"}, "one band is the whole, but for a few"
+
+
+@given(data=st.data())
+def test_contents_tell_items_answers_and_parts_apart(data):
+    """Whatever is changed in a task, its hash is another one; what only the model asks for changes nothing."""
+    count = data.draw(st.integers(2, 6))
+    texts = data.draw(st.lists(st.text(min_size=1).filter(str.strip), min_size=count, max_size=count, unique=True))
+    pairs = [(f"query {row}", text) for row, text in enumerate(texts)]
+    first = text_task("words", pairs).contents()
+    assert first == text_task("words", pairs).contents()
+    prompted = [(Prompted(f"ask: {query}", query), Instructed(text, "passage")) for query, text in pairs]
+    assert text_task("words", prompted).contents() == first
+    changed = data.draw(st.integers(0, count - 1))
+    others = [(query, text + "!" if row == changed else text) for row, (query, text) in enumerate(pairs)]
+    if others[changed][1] not in texts:
+        assert text_task("words", others).contents() != first
+    ids = ["one" if row < 2 else str(row) for row in range(count)]
+    assert text_task("words", pairs, ids=ids).contents() != first, "the answers are others"
+    split = text_task("words", pairs, by=["de"] + ["en"] * (count - 1)).contents()
+    turned = text_task("words", pairs, by=["en"] * (count - 1) + ["de"]).contents()
+    assert split["words"] == turned["words"] == first["words"]
+    assert split["words[de]"] != turned["words[de]"]

@@ -46,15 +46,20 @@ def test_every_precision_is_measured_under_its_name():
     tasks = [text_task("words", pairs)]
     found = evaluate(encode, encode, tasks, progress=False, precisions=["int8", "binary"], truncate_dims=[8])
     assert set(found) == {
-        f"words{mark}/{metric}" for mark in ("", "@8", "@int8", "@binary") for metric in ("ndcg10", "r5")
+        f"words{mark}/{metric}"
+        for mark in ("", "@8", "@int8", "@binary", "@8@int8", "@8@binary")
+        for metric in ("ndcg10", "r5")
     }
+    cut = evaluate(lambda texts: encode(texts)[:, :8], encode, tasks, progress=False, precisions=["int8", "binary"])
+    for name, value in cut.items():
+        assert found[name.replace("words", "words@8", 1)] == value, "cut first, then coded"
     for precision in ("int8", "binary"):
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         coded = codes(Rows(unit), precision).astype(np.float32)
         by_text = {f"{side}{row}": coded[row + shift] for side, shift in (("q", 0), ("p", 40)) for row in range(40)}
         expected = evaluate(lambda texts, by_text=by_text: np.stack([by_text[t] for t in texts]), encode, tasks, False)
         assert {
-            name.replace(f"@{precision}", ""): v for name, v in found.items() if f"@{precision}/" in name
+            name.replace(f"@{precision}", ""): v for name, v in found.items() if f"words@{precision}/" in name
         } == expected
     assert found["words/ndcg10"] > found["words@binary/ndcg10"]
     more = evaluate(encode, encode, [*tasks, text_task("few", pairs[:5])], progress=False, precisions=["int8"])

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer_ext.evaluation.figures import Figure
-from trainer_ext.evaluation.report import Report, metric_words
+from trainer_ext.evaluation.figures import Figure, Quantity
+from trainer_ext.evaluation.markdown import metric_words
+from trainer_ext.evaluation.report import Report
+from trainer_ext.evaluation.tasks import text_task
 
 OURS = {"a/r5": Figure(0.75, 0.5, 1.0, np.array([1.0, 1.0, 0.0, 1.0])), "a/median_rank": Figure(12.0, 3.0, 20.0)}
 THEIRS = {"a/r5": Figure(0.25, 0.0, 0.5, np.array([0.0, 1.0, 0.0, 0.0])), "a/median_rank": Figure(40.0, 30.0, 50.0)}
@@ -63,6 +65,44 @@ def test_a_difference_that_leaves_out_0_is_marked(tmp_path: Path) -> None:
     report.compare(*figures, ("x", "y"))
     report.compare(figures[0], figures[0], ("x", "x"))
     assert "+100.0* [+100.0, +100.0] | +0.0 [+0.0, +0.0]" in report.differences_table()
+
+
+def test_draws_of_a_median_are_kept_and_compared_in_another_process(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    places = random.integers(1, 30, 90).astype(float)
+    both = {
+        name: {"a/median_rank": Quantity(values, lambda rows: float(np.median(rows))).figure()}
+        for name, values in {"x": places, "y": places + random.integers(0, 9, 90)}.items()
+    }
+    report = Report(tmp_path)
+    for name, figures in both.items():
+        report.add_figures(name, figures)
+    report.compare(both["x"], both["y"], ("x", "y"))
+    report.save()
+    again = Report.load(tmp_path)
+    again.differences = []
+    again.compare_rows("x", "y")
+    assert again.differences == report.differences
+    low, high = again.differences[0].intervals["a/median_rank"]
+    assert 0 < low <= again.differences[0].metrics["a/median_rank"] <= high
+
+
+def test_figures_of_other_rows_are_left_out_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    """A test file that was changed between two starts of a run."""
+    before = [text_task("a", [("q", "p"), ("r", "s")]), text_task("b", [("q", "p"), ("r", "s")])]
+    after = [text_task("a", [("q", "p"), ("r", "other")]), before[1]]
+    report = Report(tmp_path, before)
+    report.add("chance", {"a/r5": 0.4}, "reference")
+    report.add("stage", {"a/r5": 0.5, "a@8/r5": 0.4, "b/r5": 0.2}, intervals={"a/r5": (0.4, 0.6), "b/r5": (0.1, 0.3)})
+    report.save()
+    assert Report.load(tmp_path, before).rows == report.rows
+    again = Report.load(tmp_path, after)
+    assert [(row.name, row.metrics, row.intervals) for row in again.rows] == [
+        ("stage", {"b/r5": 0.2}, {"b/r5": (0.1, 0.3)})
+    ]
+    assert again.notes == ["a: the data have changed since the run began; earlier figures are left out"]
+    again.save()
+    assert Report.load(tmp_path, after).notes == again.notes, "said once"
 
 
 def test_format_1_is_still_read(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from trainer_ext.evaluation import report as report_module
-from trainer_ext.evaluation.report import Report, metric_words
+from trainer_ext.evaluation.markdown import metric_words
+from trainer_ext.evaluation.report import Report
 from trainer_ext.evaluation.tasks import text_task
 from trainer_ext.files import write_whole
 

@@ -1,5 +1,6 @@
 """Figures by length: tokens of the longer text of a query and its answer."""
 
+import pytest
 from PIL import Image
 
 from tests.trainer_ext.tiny_run import make_tokenizer
@@ -10,7 +11,8 @@ from trainer_ext.evaluation.tasks import ALL_HITS, image_text_tasks, same_item_t
 from trainer_ext.measuring.lengths import set_lengths
 
 
-def test_the_longer_text_counts_and_pictures_alone_have_no_length() -> None:
+def test_the_longer_text_counts_and_pictures_alone_have_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer_ext.evaluation.base.BAND_QUERIES", 1)
     images = [Image.new("RGB", (2, 2)) for _ in range(2)]
     t2i, i2t = image_text_tasks("p", images, [["one"], ["two red bar"]])
     words = text_task("w", [("one", "one " * 50), ("two red", "two")])

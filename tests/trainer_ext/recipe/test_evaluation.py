@@ -1,5 +1,6 @@
 """The schema of tasks: what is taken, and each way to be told no in one line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,23 @@ def test_tasks_of_one_name_and_mixes_of_other_kinds_are_refused(tmp_path: Path) 
     mixed = "[{name: a, source: sts-test}, {name: b, mix: [a]}]"
     with pytest.raises(RecipeError, match="mix: 'a' is no retrieval task"):
         load_tasks(write_tasks(tmp_path, mixed))
+
+
+@pytest.mark.parametrize(("key", "values"), [("truncate_dims", [64, 8, 64]), ("precisions", ["int8", "int8"])])
+def test_widths_and_precisions_are_named_once(tmp_path: Path, tiny_recipe: Path, key: str, values: list) -> None:
+    said = re.escape(f"{key}: {values} lists one of them twice. Name each once.")
+    with pytest.raises(RecipeError, match=said):
+        load_tasks(write_tasks(tmp_path, "[{name: a, source: sts-test}]", **{key: values}))
+    settings = {"tasks": [{"name": "a", "source": "scored"}], key: values}
+    recipe = with_evaluation(tiny_recipe, tmp_path, settings)
+    with pytest.raises(RecipeError, match=f"evaluation.{said}"):
+        load_recipe(recipe)
+
+
+def test_a_mix_is_offered_what_can_be_mixed(tmp_path: Path) -> None:
+    tasks = "[{name: words, source: answers-test}, {name: sts, source: sts-test}, {name: b, mix: [gone]}]"
+    with pytest.raises(RecipeError, match=r"'gone' is no task here. Tasks to mix: words\."):
+        load_tasks(write_tasks(tmp_path, tasks))
 
 
 def test_a_streaming_source_is_refused(tmp_path: Path) -> None:

@@ -1,15 +1,22 @@
 """Runs beside each other: recipe differences, paired intervals, verdicts, and the command with its exit codes."""
 
 import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.trainer_ext.own_files import few_draws
 from tests.trainer_ext.report.run_folders import run_folder
 from tests.trainer_ext.report.samples import RECIPE
 from trainer_ext.__main__ import main
 from trainer_ext.commands import COMMANDS
+from trainer_ext.evaluation.items import Embeddings
 from trainer_ext.evaluation.report import Report
+from trainer_ext.evaluation.similarity import SimilarityTask
+from trainer_ext.evaluation.tasks import ALL_RECALLS, figures_of, text_task
 from trainer_ext.report.comparison import compare_runs, recipe_rows, verdict
 from trainer_ext.report.data import Difference, RunFacts
 
@@ -42,10 +49,70 @@ def test_without_values_per_query_there_is_no_verdict(tmp_path):
 
 def test_other_queries_are_not_paired_and_the_page_says_so(tmp_path):
     data = compare_runs([run_folder(tmp_path / "a", MANY), run_folder(tmp_path / "b", MANY[:50])])
-    assert {item.interval for item in data.differences} == {None}
-    assert data.notes == [
-        "shop/t2i is not the same task: 200 queries, 9 candidates in a, 50 queries, 9 candidates in b"
+    assert [item.metric for item in data.differences] == ["match/threshold"], "the others are not subtracted"
+    assert data.notes[0] == (
+        "shop/t2i is not the same task: 200 queries, 9 candidates in a, 50 queries, 9 candidates in b. Its figures are "
+        "not compared."
+    )
+
+
+def measured(folder: Path, answers: Sequence[str], seed: int, lengths: Sequence[int] | None = None) -> Path:
+    """Figures of one model on 80 pairs of texts and their scores."""
+    questions = [f"question {row}" for row in range(80)]
+    pairs = text_task("words", zip(questions, answers, strict=True), ALL_RECALLS, by=["de", "en"] * 40)
+    pairs.lengths = lengths
+    tasks = [pairs, SimilarityTask("sts", questions, answers, [float(row % 5) for row in range(80)])]
+    random, items = np.random.default_rng(seed), [*questions, *answers]
+    rows = random.normal(size=(160, 8)).astype(np.float32)
+    with few_draws():
+        found = figures_of(Embeddings({item: place for place, item in enumerate(items)}, rows), tasks)
+    report = Report(folder, tasks)
+    report.add_figures("model", found)
+    report.save()
+    return folder
+
+
+def test_equal_sizes_over_other_rows_are_not_subtracted(tmp_path):
+    """The answers of one run were corrected in one row: as many queries, other data."""
+    answers = [f"answer {row}" for row in range(80)]
+    first = measured(tmp_path / "a", answers, 0)
+    same, other = measured(tmp_path / "b", answers, 1), measured(tmp_path / "c", [*answers[:79], "corrected"], 1)
+    found = compare_runs([first, same])
+    assert found.notes == []
+    assert all(item.interval is not None for item in found.differences)
+    assert {"words/r5", "words[de]/r5", "words/median_rank", "sts/spearman"} <= {d.metric for d in found.differences}
+    found = compare_runs([first, other])
+    assert found.differences == []
+    assert [note.partition(":")[0] for note in found.notes] == [
+        "words is not the same task", "sts is not the same task"
+    ]  # fmt: skip
+    assert "80 queries, 80 candidates in both, but not the same rows" in found.notes[0]
+
+
+def test_lengths_by_other_tokenizers_are_not_subtracted(tmp_path):
+    answers = [f"answer {row}" for row in range(80)]
+    folders = [
+        measured(tmp_path / name, answers, seed, [9] * place + [50] * (80 - place))
+        for seed, (name, place) in enumerate([("a", 40), ("b", 41)])
     ]
+    found = compare_runs(folders)
+    assert not [item.metric for item in found.differences if "tokens" in item.metric]
+    assert "words/r5" in [item.metric for item in found.differences]
+    assert found.notes[0].startswith("words: the parts [up to 32 tokens], [up to 77 tokens] are not the same queries")
+
+
+def test_a_record_without_hashes_says_what_is_taken_for_the_same(tmp_path):
+    answers = [f"answer {row}" for row in range(80)]
+    folders = [measured(tmp_path / name, answers, seed) for seed, name in enumerate("ab")]
+    kept = json.loads((folders[1] / "metrics.json").read_text())
+    del kept["contents"]
+    (folders[1] / "metrics.json").write_text(json.dumps(kept))
+    found = compare_runs(folders)
+    assert found.notes == [
+        "b was written by an older version, which did not keep what its tasks hold: tasks of the same name and size "
+        "are taken for the same."
+    ]
+    assert found.differences
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.trainer_ext.report.run_folders import run_folder
 from tests.trainer_ext.report.samples import page
 from trainer_ext.report import ReportData, report_of_run, write_report
 from trainer_ext.report.charts import panel_groups
-from trainer_ext.report.data import GalleryEntry, Row, Shown, TaskDetails
+from trainer_ext.report.data import Difference, GalleryEntry, Row, RunFacts, Shown, TaskDetails
 from trainer_ext.report.page import page_of
 from trainer_ext.report.panels import panels_of
 
@@ -155,3 +155,18 @@ def test_the_best_of_a_line_is_bold_also_where_less_is_better():
     ]
     text = page_of(ReportData("x", rows=rows))
     assert re.findall(r'class="best">([\d.]+)', text) == ["40.0", "9"]
+
+
+@pytest.mark.parametrize("runs", [0, 2])
+def test_differences_of_widths_and_parts_are_folded(runs: int) -> None:
+    """A few figures are seen first; those of two runs stand at the top, those of models below their figures."""
+    names = ["shop/t2i_r5", "shop@64/t2i_r5", "shop@64@int8/t2i_r5", "shop[de]/t2i_r5"]
+    rows = [Row(name, dict.fromkeys(names, 0.5), "model") for name in "ab"]
+    differences = [Difference(name, "a", "b", 0.1, (0.05, 0.2)) for name in names]
+    text = page_of(ReportData("two", rows, differences=differences, runs=[RunFacts(name) for name in "ab"][:runs]))
+    start = text.index('<h2 id="verdicts">')
+    assert (start < text.index('<h2 id="figures">')) == (runs == 2)
+    table, _, folded = text[start:].partition("<details")
+    assert table.count("verdict better") == 1
+    assert folded.partition("</details>")[0].count("verdict better") == 3
+    assert "R@5, 64 dimensions, int8" in folded

@@ -37,6 +37,21 @@ def test_widths_precisions_lengths_and_parts_have_panels_of_their_own():
     assert [point.value for point in panels["width"].lines[-1].points][-1] == 50
 
 
+def test_each_precision_of_the_widths_is_a_line_over_them():
+    names = {"shop@64": 0.3, "shop@8": 0.1, "shop@int8": 0.45, "shop@64@int8": 0.25, "shop@8@int8": 0.05}
+    row = Row("m", FIGURES | {f"{name}/t2i_r5": value for name, value in names.items()}, "model")
+    panels = {panel.heading: panel for panel in panels_of([row])}
+    width, coded = "shop, text to image, by width", "shop, text to image, int8, by width"
+    assert list(panels) == ["shop, text to image", width, coded, "shop, text to image, by precision"]
+    for heading, values in ((width, [10, 30, 50]), (coded, [5, 25, 45])):
+        assert panels[heading].places == ["8", "64", "all"]
+        [line] = [line for line in panels[heading].lines if line.label == "R@5"]
+        assert [point.value for point in line.points] == pytest.approx(values)
+    assert panels["shop, text to image, by precision"].places == ["all", "int8"]
+    line = {line.label: line for line in panels["shop, text to image, by precision"].lines}["R@5"]
+    assert [point.value for point in line.points] == [50, 45], "the widths are not among the precisions"
+
+
 def test_one_legend_serves_all_panels():
     rows = [Row("m", FIGURES | {"words/r5": 0.1}, "model"), Row("chance", {"words/r5": 0.01}, "reference")]
     panels = panels_of(rows)

@@ -42,8 +42,9 @@ def test_texts_are_encoded_under_their_instructions_as_by_evaluate() -> None:
     assert not np.allclose(found[0], found[1], atol=1e-3)
 
 
-def test_a_run_measures_by_length_too(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_run_measures_by_length_too(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In tokens of its own tokenizer, as ``evaluate`` does."""
+    monkeypatch.setattr("trainer_ext.evaluation.base.BAND_QUERIES", 1)
     task = {"name": "pairs", "source": "successors"}
     recipe = load_recipe(tiny_recipe, [f"evaluation={{tasks: [{task}]}}"])
     tasks = evaluation_tasks(recipe, BrokenRows(None), print, progress=False)

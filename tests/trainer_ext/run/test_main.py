@@ -23,7 +23,7 @@ QUIET = ["evaluation=tiny"]
 @pytest.fixture(autouse=True)
 def suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """``evaluation: tiny`` means tasks over the tiny run's own data."""
-    monkeypatch.setattr("trainer_ext.run.evaluating.load_suite", tiny_suite)
+    monkeypatch.setattr("trainer_ext.run.evaluating.open_suite", tiny_suite)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The folder of a run that was left alone."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer_ext.run.evaluating.load_suite", tiny_suite)
+        patch.setattr("trainer_ext.run.evaluating.open_suite", tiny_suite)
         assert main([str(tiny_recipe), "--output_dir", str(folder), *QUIET]) == 0
     return folder
 

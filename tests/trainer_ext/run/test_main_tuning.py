@@ -17,7 +17,7 @@ from trainer_ext.__main__ import main
 
 @pytest.fixture(autouse=True)
 def suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer_ext.run.evaluating.load_suite", tiny_suite)
+    monkeypatch.setattr("trainer_ext.run.evaluating.open_suite", tiny_suite)
 
 
 @pytest.fixture(scope="module")

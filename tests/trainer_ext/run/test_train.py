@@ -17,7 +17,7 @@ OVERRIDES = ["evaluation=tiny", "save_steps=1", "save_total_limit=8"]
 
 @pytest.fixture(autouse=True)
 def suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer_ext.run.evaluating.load_suite", tiny_suite)
+    monkeypatch.setattr("trainer_ext.run.evaluating.open_suite", tiny_suite)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def by_command(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The folder that the command line leaves."""
     folder = tmp_path_factory.mktemp("command") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer_ext.run.evaluating.load_suite", tiny_suite)
+        patch.setattr("trainer_ext.run.evaluating.open_suite", tiny_suite)
         assert main([str(tiny_recipe), "--output_dir", str(folder), *OVERRIDES]) == 0
     return folder
 

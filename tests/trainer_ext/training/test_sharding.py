@@ -221,7 +221,7 @@ def test_command_line_finishes_with_whole_models(
     quiet = [*QUIET, "evaluation=tiny"]
     command = [str(factory.recipe), "--output_dir", str(tmp_path / "two"), *quiet, "fully_shard=true"]
     assert in_two_processes(run_command, command) == [0, 0]
-    monkeypatch.setattr("trainer_ext.run.evaluating.load_suite", tiny_suite)
+    monkeypatch.setattr("trainer_ext.run.evaluating.open_suite", tiny_suite)
     assert command_line.main([str(factory.recipe), "--output_dir", str(tmp_path / "one"), *quiet]) == 0
     for place in ("", "stages/0-pairs", "stages/1-larger", "stages/2-hard"):
         model = JinaCLIPModel.from_pretrained(tmp_path / "two" / place)
