@@ -26,15 +26,15 @@ MOST_PICTURES, MOST_PIXELS = 2_000, 400_000_000
 def transparency_notes(sources: Sequence[Source], rows: Mapping[str, Rows], background: Background) -> Iterator[str]:
     """One line for each source of pictures that has transparent ones.
 
-        Args:
-            sources: of the recipe, and ``rows`` as they were loaded, by name.
-            background: of the model's image processor.
+    Args:
+        sources: of the recipe, and ``rows`` as they were loaded, by name.
+        background: of the model's image processor.
 
-        >>> from datasets import Dataset
-        >>> columns = {"query": "q", "positive": "a"}
-        >>> source = Source(name="pairs", task="text-pair", location="x", format="csv", columns=columns)
-        >>> list(transparency_notes([source], {"pairs": Dataset.from_dict({"query": ["hi"]})}, None))
-        []
+    >>> from datasets import Dataset
+    >>> columns = {"query": "q", "positive": "a"}
+    >>> source = Source(name="pairs", task="text-pair", location="x", format="csv", columns=columns)
+    >>> list(transparency_notes([source], {"pairs": Dataset.from_dict({"query": ["hi"]})}, None))
+    []
     """
     for source in sources:
         if source.task != "image-text":
