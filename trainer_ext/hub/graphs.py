@@ -1,4 +1,4 @@
-"""What an ONNX graph names beside itself: the files of its weights, and the sets of operators that its runtime must have.
+"""What an ONNX graph names beside itself: the files of its weights, and the operators that its runtime must have.
 
 A graph is a protocol buffer, read here field by field, so that a folder is checked where onnx is not installed. Only
 the messages that can hold a tensor or a node are entered; weights inside the graph are passed over, not copied.

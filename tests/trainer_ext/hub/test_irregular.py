@@ -50,10 +50,10 @@ def unix_socket(path: Path) -> None:
 
 
 KINDS: list[Callable[[Path], None]] = [pipe, link, dangling, device, unix_socket, Path.mkdir]
-NAMES = """run.json card_notes.md tokenizer.json metrics.json best.json config.json model.safetensors vocab.txt
-    tokenizer_config.json special_tokens_map.json preprocessor_config.json processor_config.json generation_config.json
-    added_tokens.json model.safetensors.index.json chat_template.jinja spiece.model sources/shares.json
-    additional_chat_templates/x.jinja""".split()
+NAMES = ["run.json", "card_notes.md", "tokenizer.json", "metrics.json", "best.json", "config.json", "vocab.txt",
+         "model.safetensors", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json",
+         "processor_config.json", "generation_config.json", "added_tokens.json", "model.safetensors.index.json",
+         "chat_template.jinja", "spiece.model", "sources/shares.json", "additional_chat_templates/x.jinja"]  # fmt: skip
 
 
 REFUSED = "is a (link|pipe, socket or device|folder)"
