@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer_ext.files import whole_folder
+from trainer_ext.files import refuse_unwritable, whole_folder
 from trainer_ext.hub.card import CardOptions, card_text, read_notes
 from trainer_ext.hub.folder import alone_in, manifest_differences, write_manifest
 from trainer_ext.hub.installed import HubFolderError, load_checkpoint, plain_file, refuse_irregular, remote_code
@@ -55,6 +55,10 @@ def build(
     )
     if not re.fullmatch(r"(?!0+(?:\.0*)?[A-Z])\d+(?:\.\d+)?[KMGT]B", max_shard_size.upper()):
         raise HubFolderError(f"max_shard_size {max_shard_size!r} is not a size; give one such as 500MB or 5GB")
+    try:
+        refuse_unwritable(out, "the new folder")
+    except ValueError as error:
+        raise HubFolderError(str(error)) from None
     _refuse_target(out)
     refuse_irregular(checkpoint)
     if onnx:

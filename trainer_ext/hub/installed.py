@@ -8,12 +8,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trainer_ext.files import words_of
+
 ENTRIES = ("modeling_jina_clip.py", "processing_jina_clip.py", "custom_st.py")  # where loaders start
 READ = (".json", ".safetensors", ".md", ".txt", ".model", ".jinja")  # of a checkpoint
 
 
 class HubFolderError(ValueError):
     """A folder or a repository that must not be built, verified or pushed; the message ends with the cure."""
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, without the system's error number."""
+    return words_of(error) if isinstance(error, OSError) else str(error)
 
 
 def plain_file(path: Path) -> bool:
@@ -27,6 +34,8 @@ def plain_file(path: Path) -> bool:
         kind = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise HubFolderError(f"{words_of(error)}; give another folder") from None
     if stat.S_ISLNK(kind):
         download = path.parents[2] if path.parent.parent.name == "snapshots" else None
         if download is not None and path.is_file() and path.resolve().parent == download.resolve() / "blobs":
