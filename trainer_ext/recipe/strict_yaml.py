@@ -93,7 +93,7 @@ def _refuse_disguised(node: yaml.Node, place: str, done: set[int], loader: _Stri
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
             _refuse_disguised(value, f"{place}.{position}" if place else str(position), done, loader)
-    elif node.tag in (f"{_TAG}int", f"{_TAG}float") and node.style is None:
+    elif isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in (f"{_TAG}int", f"{_TAG}float"):
         where = f"{loader.name}, line {node.start_mark.line + 1}: {f'{place}: ' if place else ''}{shorten(node.value)}"
         for mark, pattern, base in _DISGUISED:
             if mark in node.value and pattern.fullmatch(node.value):
