@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer_ext.hub.build import build
-from trainer_ext.hub.installed import HubFolderError
+from trainer_ext.hub.installed import HubFolderError, one_line
 from trainer_ext.hub.push import push
 from trainer_ext.hub.verify import verify
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = step(**options)
     except (HubFolderError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = "; weights that arrived are not sent twice" if step is push else ""

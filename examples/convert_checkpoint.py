@@ -27,6 +27,7 @@ from modeling_jina_clip import (
     initialize_towers,
     save_published,
 )
+from trainer_ext.files import refuse_unwritable, words_of
 from trainer_ext.recipe.reading import find_resource
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -92,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.disable_progress_bar()
     try:
+        refuse_unwritable(options.out, "the new folder")
         model = from_towers(options) if options.checkpoint is None else from_checkpoint(options.checkpoint)
         if options.dtype:
             model = model.to(DTYPES[options.dtype])
@@ -102,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
             model.processor.save_pretrained(options.out)
             model.processor.image_processor.save_pretrained(options.out)
     except (ValueError, OSError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {words_of(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters of {model.dtype} written to {options.out}")
     return 0

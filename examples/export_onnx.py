@@ -19,6 +19,7 @@ from PIL import Image
 
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor, open_image
 from trainer_ext.commands.guard import guarded
+from trainer_ext.files import refuse_unwritable
 from trainer_ext.hub.onnx_export import export_onnx
 
 TEXTS = ["a red heart", "a drawing of a clock", "four words and more of them, so that the other rows are padded"]
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("inputs", nargs="*", metavar="input", help="a text, or the path of an image file")
     options = parser.parse_args()
 
+    refuse_unwritable(options.out, "the new folder")
     model = JinaCLIPModel.from_pretrained(options.model).float().eval()
     processor = JinaCLIPProcessor.from_pretrained(options.model)
     print("exporting both towers ...", flush=True)

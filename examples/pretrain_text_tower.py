@@ -17,6 +17,7 @@ from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArgum
 
 from modeling_jina_clip import JinaCLIPTextForMaskedLM
 from trainer_ext.commands.guard import guarded
+from trainer_ext.files import refuse_unwritable
 from trainer_ext.recipe.recipe import load_recipe
 from trainer_ext.run.start import initial_model
 from trainer_ext.run.tokenizer import training_texts
@@ -43,6 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    refuse_unwritable(options.out, "the new folder")
     recipe = load_recipe(options.recipe)
     set_seed(recipe.seed)
     start, processor = initial_model(recipe)

@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5, help="how many images a query shows (default 5)")
     parser.add_argument("--sheet", type=Path, help="draw them into this file")
     arguments = parser.parse_args()
+    if arguments.sheet and not arguments.sheet.parent.is_dir():
+        parser.error(f"--sheet {arguments.sheet}: {arguments.sheet.parent} is no folder")
     if arguments.top < 1:
         parser.error(f"--top {arguments.top}: must be at least 1")
     try:

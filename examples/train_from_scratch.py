@@ -24,6 +24,7 @@ from trainer_ext.data.csv_reader import read_header, separator_of
 from trainer_ext.data.sources import load_source
 from trainer_ext.demo_data.dictionary import Pair
 from trainer_ext.demo_data.mining import NEGATIVES, Miner
+from trainer_ext.files import refuse_unwritable
 from trainer_ext.recipe.schema import Source
 
 STAGES = {"short-captions": (1.0e-3, 32), "long-captions": (4.0e-4, 80), "hard-negatives": (1.5e-4, 80)}
@@ -104,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="pictures, and text pairs, of a step (128)")
     parser.add_argument("--only_write", action="store_true", help="write data and recipe, and do not start")
     options = parser.parse_args(arguments)
+    refuse_unwritable(options.output_dir, "--output_dir")
     has_long = "long_caption" in header(options.captions, "file", "caption")
     header(options.pairs, "query", "positive")
     captions = {"caption": read_table(options.captions, "file", "caption")}

@@ -7,6 +7,7 @@ where a string is a path or a ``data:image/`` URI; URLs there are fetched only a
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from traceback import walk_stack
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,6 +24,7 @@ from .processing_jina_clip import MAX_LENGTH
 OLDEST_SENTENCE_TRANSFORMERS = "5.5.1"
 require_version("sentence-transformers", sentence_transformers.__version__, OLDEST_SENTENCE_TRANSFORMERS)
 
+from sentence_transformers.base.model import BaseModel as SentenceModel  # noqa: E402
 from sentence_transformers.base.modules.transformer import Transformer as StockTransformer  # noqa: E402
 
 
@@ -66,8 +68,11 @@ class Transformer(StockTransformer):
 
     @property
     def modalities(self) -> list[Any]:
-        # Others never reach `preprocess`: a mixed batch is called "message", a grey picture "audio", several "video".
-        return [*self.modality_config, "message", "audio", "video"]
+        """The kinds of inputs: text and image."""
+        # The model asks, too, before this module sees a batch, and calls a mixed one "message", a grey picture "audio",
+        # several "video". Those have to come through: `preprocess` below embeds them, or says what is wrong with them.
+        gate = any(frame.f_code is SentenceModel.preprocess.__code__ for frame, _ in walk_stack(None))
+        return [*self.modality_config, *(["message", "audio", "video"] if gate else [])]
 
     @property
     def max_seq_length(self) -> int:

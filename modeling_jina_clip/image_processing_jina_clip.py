@@ -29,7 +29,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .image_urls import URL_THREADS, fetch_url, is_url
+from .image_urls import URL_THREADS, fetch_url, is_url, shown
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -39,12 +39,8 @@ MAX_THREADS = 8  # each may hold a decoded image of MAX_PIXELS
 # Where Pillow itself refuses a file (twice its Image.MAX_IMAGE_PIXELS): about 13,300 x 13,300 px, 540 MB decoded.
 MAX_PIXELS = 178_956_970
 # Formats made of pixels (HEIF with pillow-heif). Pillow reads more, some by starting a program: Ghostscript for EPS.
-FORMATS = frozenset(
-    (
-        *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
-        *("MPO", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"),
-    )
-)
+FORMATS = frozenset(("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000",
+                     "MPO", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"))  # fmt: skip
 
 
 class _PillowSwitches:
@@ -114,14 +110,14 @@ def open_image(source: Any, allow_urls: bool = False) -> Any:
     if hasattr(source, "read") and not isinstance(source, os.PathLike):
         return _decode(io.BytesIO(_file_bytes(source)), _file_name(source))
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return _decode(io.BytesIO(_data_uri_bytes(source)), _shown(source))
+        return _decode(io.BytesIO(_data_uri_bytes(source)), shown(source))
     if is_url(source):
         if not allow_urls:
             raise ValueError(
-                f"{_shown(source)} is a URL, and URLs are not fetched unless you pass allow_urls=True; or download it "
+                f"{shown(source)} is a URL, and URLs are not fetched unless you pass allow_urls=True; or download it "
                 "and pass the bytes or the path."
             )
-        return _decode(io.BytesIO(fetch_url(source)), _shown(source))
+        return _decode(io.BytesIO(fetch_url(source)), shown(source))
     if isinstance(source, (str, os.PathLike)):
         path = _existing(source)
         return _decode(path, repr(str(path)))
@@ -164,18 +160,14 @@ def background_colour(value: Background) -> tuple[int, int, int] | None:
     raise ValueError(f"background={value!r} must be 'white', [red, green, blue] of whole numbers 0 to 255, or null")
 
 
-def _shown(source: str) -> str:
-    return repr(source if len(source) <= 100 else source[:97] + "...")
-
-
 def _existing(source: str | os.PathLike) -> Path:
     try:
         path = Path(source).expanduser()
         found = path.is_file()
     except (OSError, RuntimeError) as error:  # too long for a path, or the home of a user who does not exist
-        raise FileNotFoundError(f"{_shown(str(source))} is not a path: {str(error)[:60]}") from error
+        raise FileNotFoundError(f"{shown(str(source))} is not a path: {str(error)[:60]}") from error
     if not found:
-        raise FileNotFoundError(f"no image file at {_shown(str(path))}")
+        raise FileNotFoundError(f"no image file at {shown(str(path))}")
     return path
 
 
@@ -191,20 +183,16 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
     with _PILLOW:
-        return _decoded(file, name)
-
-
-def _decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
-    try:
-        image = Image.open(file)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image in a known format.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has too many pixels: {error} Shrink it.") from error
-    except Exception as error:  # Pillow's readers let errors of many kinds through
-        raise ValueError(f"{name} cannot be decoded: {error}.") from error
-    with image:
-        return _upright(image, name)
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{name} is not an image in a known format.") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{name} has too many pixels: {error} Shrink it.") from error
+        except Exception as error:  # Pillow's readers let errors of many kinds through
+            raise ValueError(f"{name} cannot be decoded: {error}.") from error
+        with image:
+            return _upright(image, name)
 
 
 def _upright(image: ImageFile.ImageFile, name: str) -> Image.Image:
@@ -239,7 +227,7 @@ def _data_uri_bytes(uri: str) -> bytes:
 
 def _file_name(file: Any) -> str:
     name = getattr(file, "name", None)
-    return _shown(name) if isinstance(name, str) else f"a {type(file).__name__}"
+    return shown(name) if isinstance(name, str) else f"a {type(file).__name__}"
 
 
 def _file_bytes(file: Any) -> bytes | bytearray:
@@ -378,9 +366,7 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
         for name, values, least in (("mean", self.mean, -np.inf), ("std", self.std, 0.0)):
             if len(values) != 3 or not all(least < value < np.inf for value in values):
                 above = " above 0" if name == "std" else ""
-                raise ValueError(
-                    f"{name}={values!r} must be three finite numbers{above}, one for each of red, green, blue"
-                )
+                raise ValueError(f"{name}={values!r} must be three finite numbers{above}: for red, green, blue")
         if resize_mode not in ("shortest", "longest", "squash"):
             raise ValueError(f"resize_mode={resize_mode!r} is unknown; use 'shortest', 'longest' or 'squash'")
         if interpolation.upper() not in Image.Resampling.__members__:

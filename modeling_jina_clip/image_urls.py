@@ -79,15 +79,16 @@ def _fetch(
                 here = _redirected(here, answer.getheader("Location"))
         raise ValueError(f"it redirects more than {MAX_REDIRECTS} times")
     except TimeoutError as error:
-        raise TimeoutError(f"{_shown(url)} was not received within {timeout:g} seconds") from error
+        raise TimeoutError(f"{shown(url)} was not received within {timeout:g} seconds") from error
     except (OSError, http.client.HTTPException) as error:  # before ValueError: an SSL certificate error is both
-        raise ConnectionError(f"{_shown(url)} cannot be fetched: {error or type(error).__name__}") from error
+        raise ConnectionError(f"{shown(url)} cannot be fetched: {error or type(error).__name__}") from error
     except ValueError as error:
-        raise ValueError(f"{_shown(url)} is not fetched: {error}") from error
+        raise ValueError(f"{shown(url)} is not fetched: {error}") from error
 
 
-def _shown(url: str) -> str:
-    return repr(url if len(url) <= 100 else url[:97] + "...")
+def shown(source: str) -> str:
+    """The first characters of a path or URL, for error messages."""
+    return repr(source if len(source) <= 100 else source[:97] + "...")
 
 
 def _checked(url: str) -> SplitResult:
@@ -109,7 +110,7 @@ def _redirected(here: str, location: str | None) -> str:
         raise ValueError("it redirects without a location")
     there = urljoin(here, location)
     if here.lower().startswith("https:") and not there.lower().startswith("https:"):
-        raise ValueError(f"it redirects from https to {_shown(there)}")
+        raise ValueError(f"it redirects from https to {shown(there)}")
     return there
 
 

@@ -128,8 +128,7 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         # A batch is padded to its first text. A text less than half as long would be mostly padding: start a new batch.
-        fits = batches and (len(batches[-1]) + 1) * longest <= budget and 2 * lengths[index] >= longest
-        if fits:
+        if batches and (len(batches[-1]) + 1) * longest <= budget and 2 * lengths[index] >= longest:
             batches[-1].append(index)
         else:
             batches.append([index])

@@ -31,6 +31,7 @@ _WARNED: WeakSet[Any] = WeakSet()  # tokenizers of which it was said that they c
 # A fast tokenizer keeps truncation and padding as state: of two threads, one would cut its texts as the other asks.
 TOKENIZER_LOCK = threading.RLock()
 _IMAGE_ARGUMENTS = frozenset({"size", "allow_urls"})
+MOST_PADDED = 2**20  # tokens; a tokenizer that gets no memory ends the whole process
 # Texts that are tokenized at once, and sorted by length among each other.
 WINDOW = 4096
 # What the tokenizer is asked; other arguments of it give other than one row a text, or are ignored by it in silence.
@@ -100,10 +101,14 @@ def check_text_options(options: Mapping[str, Any], known: Sequence[str] = TEXT_O
             close = get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise TypeError(f"texts have no option {name!r} ({value!r}){hint} They have {', '.join(known)}")
-    length = options.get("max_length")
-    whole = isinstance(length, (int, np.integer)) and not isinstance(length, bool)
-    if length is not None and not (whole and length > 2):
-        raise ValueError(f"max_length={length!r} must be at least 3: two special tokens and one of the text")
+    if options.get("truncation") == "only_second":
+        raise ValueError("truncation='only_second' cuts the second of two texts, and here each is alone; pass True")
+    longest = MOST_PADDED if options.get("padding") == "max_length" else 2**63
+    for name, least, most in (("max_length", 3, longest), ("pad_to_multiple_of", 1, MOST_PADDED)):
+        value = options.get(name)
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and not (whole and least <= value <= most):
+            raise ValueError(f"{name}={value!r} must be at least {least}, and at most {most:,}")
 
 
 def tokenize(processor: Any, texts: Any, options: Mapping[str, Any]) -> tuple[Any, int]:
@@ -112,7 +117,11 @@ def tokenize(processor: Any, texts: Any, options: Mapping[str, Any]) -> tuple[An
     asked = whole or options.get("max_length") is not None
     limit = {} if asked else {"max_length": text_limit(processor)}
     with TOKENIZER_LOCK:
-        found = processor.tokenizer(texts, **{"truncation": True, "return_token_type_ids": False, **options, **limit})
+        try:
+            asked_for = {"truncation": True, "return_token_type_ids": False, **options, **limit}
+            found = processor.tokenizer(texts, **asked_for)
+        except Exception as error:  # of as many kinds as there are options
+            raise ValueError(f"the tokenizer takes no texts with {dict(options)}: {error}") from error
     return found, 0 if asked else sum(bool(one.overflowing) for one in getattr(found, "encodings", None) or ())
 
 

@@ -97,6 +97,64 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+# --- folders that a user names -----------------------------------------------------------------------------------
+LONGEST_NAME = 180  # bytes of a folder's own name; locks and temporary names beside it are longer, and may have 255
+
+
+def refuse_unwritable(folder: str | Path, option: str) -> None:
+    """Check, before any work, that ``folder`` is one to write into, or can become it; nothing is made.
+
+    Args:
+        option: what the user gave it as, for the message.
+
+    Raises:
+        ValueError: it is a file, lies below one, may not be written, or is no path.
+
+    >>> refuse_unwritable(Path(__file__) / "run", "--output_dir")
+    Traceback (most recent call last):
+    ValueError: --output_dir .../files.py/run lies below .../files.py, which is a file; give another folder
+    """
+    folder = Path(folder)
+    try:
+        if len(os.fsencode(folder.name)) > LONGEST_NAME:
+            raise ValueError(f"its name is longer than {LONGEST_NAME} bytes")
+        place = folder.absolute()
+        while not _is_there(place):
+            place = place.parent
+    except (OSError, ValueError) as error:  # ValueError: zero bytes, half letters
+        words = getattr(error, "strerror", None) or str(error)
+        name = " ".join(str(folder).encode(errors="replace").decode().replace("\0", "\\0").split())
+        raise ValueError(f"{option} {name[:100]} cannot be a folder: {words}; give another one") from None
+    if not place.is_dir():
+        what = "is a file" if place.exists() else "is a link to nothing"
+        words = what if place == folder.absolute() else f"lies below {place}, which {what}"
+        raise ValueError(f"{option} {folder} {words}; give another folder")
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise ValueError(f"{option} {folder}: {place} may not be written to; give another folder")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def words_of(error: OSError) -> str:
+    """An error of the system without its number; one that a program wrote as it is.
+
+    >>> words_of(FileNotFoundError(2, "No such file or directory", "a.csv"))
+    'a.csv: no such file or directory'
+    >>> words_of(FileNotFoundError("no folder of that name; give another"))
+    'no folder of that name; give another'
+    """
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
 # --- hashes and seals ----------------------------------------------------------------------------------------------
 def file_hash(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""

@@ -71,6 +71,21 @@ def test_texts_images_and_mixed_lists(model, reference, images) -> None:
     assert model.get_embedding_dimension() == 64
 
 
+def test_the_model_says_what_it_embeds(model, images, tmp_path: Path) -> None:
+    """Texts and images, and lists of both; what its library calls a message, audio or video it does not take."""
+    assert model.modalities == model[0].modalities == ["text", "image"]
+    assert model.supports("text")
+    assert model.supports("image")
+    for kind in ("message", "audio", "video", ("image", "text"), ("audio", "text")):
+        assert not model.supports(kind)
+    grey = np.asarray(images[0].convert("L"))
+    assert model.encode([grey]).shape == model.encode([Image.fromarray(grey)]).shape == (1, 64)
+    np.testing.assert_allclose(model.encode([grey, "a cat"]), model.encode([Image.fromarray(grey), "a cat"]), atol=1e-5)
+    assert model.modalities == ["text", "image"]  # not only before the first batch
+    model.save_pretrained(str(tmp_path))
+    assert "Supported Modalities:** Text, Image\n" in (tmp_path / "README.md").read_text()
+
+
 @pytest.fixture
 def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """No socket, no name, no picture: whoever tries fails."""

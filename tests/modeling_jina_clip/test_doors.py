@@ -52,6 +52,22 @@ def test_a_float_picture_with_nan_is_refused(model: JinaCLIPModel) -> None:
             model.encode_image([picture])
 
 
+# At a text that is not cut, or not padded, a tokenizer would pass over some of them.
+UNSUITABLE: list[tuple[dict[str, Any], str]] = [
+    ({"truncation": "only_second"}, "truncation='only_second' cuts the second of two texts"),
+    ({"truncation": "some"}, "takes no texts with {.*'truncation': 'some'.*some is not a valid TruncationStrategy"),
+    (
+        {"padding": "max_length", "max_length": 10**12},
+        "max_length=1000000000000 must be at least 3, and at most 1,048,576",
+    ),
+    ({"max_length": 2**70}, "must be at least 3, and at most 9,2"),
+    ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0 must be at least 1, and at most 1,048,576"),
+    ({"pad_to_multiple_of": 2.5}, "pad_to_multiple_of=2.5 must be at least 1"),
+    ({"pad_to_multiple_of": 10**12, "truncation": False}, "at most 1,048,576"),
+    ({"add_special_tokens": "no"}, "takes no texts with {.*'add_special_tokens': 'no'"),
+]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -61,6 +77,7 @@ def test_a_float_picture_with_nan_is_refused(model: JinaCLIPModel) -> None:
         ({"max_length": 0}, "max_length=0 must be at least 3"),
         ({"max_length": -1}, "max_length=-1 must be at least 3"),
         ({"max_length": True}, "max_length=True must be at least 3"),
+        *UNSUITABLE,
     ],
 )
 def test_options_that_would_be_ignored_are_refused(model: JinaCLIPModel, options: dict[str, Any], words: str) -> None:
@@ -156,6 +173,9 @@ def test_a_saved_processor_comes_back(tmp_path: Path) -> None:
         ({"max_length": 0}, "max_length=0 must be at least 3"),
         ({"max_length": 1}, "max_length=1 must be at least 3"),
         ({"max_length": -1}, "max_length=-1 must be at least 3"),
+        *UNSUITABLE,
+        ({"padding": "long"}, "the tokenizer takes no texts with {'padding': 'long', .*: long is not a valid Padding"),
+        ({"return_tensors": "jax"}, "takes no texts with .*: jax is not a valid TensorType"),
         ({"text": ["one", None]}, "got NoneType: 'None' at position 1"),
         ({"text": [["one", "two"]]}, "got list: .* at position 0"),
         ({"text": ["one", "a \ud83d"]}, r"position 1 holds half a letter \(U\+D83D\)"),
@@ -165,6 +185,30 @@ def test_the_processor_refuses_the_same(model: JinaCLIPModel, options: dict[str,
     """Limits of 0 and 1 would switch cutting off, and a nested list would become one pair of texts."""
     with pytest.raises((TypeError, ValueError), match=words):
         model.processor(**{"text": ["one", "two"], "padding": True, "return_tensors": "pt", **options})
+
+
+ANY = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just([1])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    options=st.dictionaries(
+        st.sampled_from([*processing_jina_clip.TEXT_OPTIONS, "stride", "return_length"]), ANY, max_size=3
+    ),
+    door=st.sampled_from(["encode_text", "processor"]),
+)
+def test_any_options_of_texts_are_taken_or_named(model: JinaCLIPModel, options: dict[str, Any], door: str) -> None:
+    try:
+        if door == "processor":
+            found = len(model.processor(text=["one", "two"], **options)["input_ids"])
+        else:
+            found = len(model.encode_text(["one", "two"], **options))
+    except (ValueError, TypeError) as error:
+        found, said = 2, str(error)
+    else:
+        said = ""
+    assert found == 2
+    assert "\n" not in said
 
 
 def test_the_processor_reads_a_generator_and_gives_what_is_asked(model: JinaCLIPModel) -> None:

@@ -7,6 +7,7 @@ from trainer_ext.checking.check import Checked, check
 from trainer_ext.checking.findings import SHOWN
 from trainer_ext.checking.page import describe_source, verdict
 from trainer_ext.commands.frame import FOUND
+from trainer_ext.files import refuse_unwritable
 from trainer_ext.recipe.recipe import load_recipe
 
 _EXAMPLE = """\
@@ -47,6 +48,8 @@ def _count(text: str) -> int:
 
 def work(options: argparse.Namespace) -> int:
     """Check, and print what was found; the exit code."""
+    if options.output_dir is not None:
+        refuse_unwritable(options.output_dir, "--output_dir")
     recipe = load_recipe(options.recipe, options.overrides)
     checked = check(
         recipe, options.output_dir, options.shown, not options.no_steps, options.processes, options.pictures

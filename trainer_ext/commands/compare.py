@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer_ext.files import refuse_unwritable
 from trainer_ext.report.comparison import compare_runs, recipe_rows, verdict
 from trainer_ext.report.data import Difference, ReportData
 from trainer_ext.report.page import write_report
@@ -39,6 +40,7 @@ def work(options: argparse.Namespace) -> int:
     output = Path(options.output_dir)
     if any(output.resolve() == Path(run).resolve() for run in options.runs):
         raise ValueError(f"--output_dir {output} is one of the runs, whose own report.html would be lost; give another")
+    refuse_unwritable(output, "--output_dir")
     data = compare_runs(options.runs, options.row)
     for line in [*_recipe_lines(data), "", *_figure_lines(data)]:
         print(line)

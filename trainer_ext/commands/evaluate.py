@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from trainer_ext.data.broken_rows import BROKEN_ROWS_FILE, BrokenRows
 from trainer_ext.evaluation.items import Embeddings
 from trainer_ext.evaluation.tasks import Task
+from trainer_ext.files import refuse_unwritable
 from trainer_ext.measuring.measure import Measurement
 from trainer_ext.measuring.models import open_model, refuse_no_model
 from trainer_ext.measuring.tasks_from_sources import build_tasks, load_task_rows
@@ -58,6 +59,8 @@ def work(options: argparse.Namespace) -> int:
     """Measure and write the report."""
     folder = Path(options.output_dir)
     _refuse_foreign(folder)
+    cache = Path(options.cache) if options.cache else folder / "vectors"
+    refuse_unwritable(cache, "--cache")
     content = load_tasks(options.tasks)
     names = short_names(options.models)
     for path in options.models:
@@ -65,7 +68,6 @@ def work(options: argparse.Namespace) -> int:
     broken = BrokenRows(None)
     tasks = build_tasks(content.tasks, load_task_rows(content.tasks, content.sources, broken), broken)
     _say_broken(broken, content)
-    cache = Path(options.cache) if options.cache else folder / "vectors"
     details: list[TaskDetails] = []
 
     def look_closer(name: str, measured_on: Sequence[Task], embeddings: Embeddings) -> None:
@@ -116,13 +118,12 @@ def _positive(text: str) -> int:
 
 def _refuse_foreign(folder: Path) -> None:
     """A run's folder or a model's has figures of its own, which would be overwritten."""
+    refuse_unwritable(folder, "--output_dir")
     for name in (RUN_FILE, "config.json"):
         if (folder / name).exists():
             raise ValueError(
                 f"--output_dir {folder} is the folder of a run or a model ({name} is there). Give a folder of its own."
             )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file. Give a folder.")
 
 
 def _say_broken(broken: BrokenRows, content: TasksFile) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from trainer_ext.data.broken_rows import BrokenRows
+from trainer_ext.files import refuse_unwritable
 from trainer_ext.mining import MiningSettings, mine, read_pairs
 from trainer_ext.mining.table import source_entry, summary_path, words_of, write_table
 from trainer_ext.recipe.source_list import find_source, load_source_list
@@ -59,6 +60,9 @@ def work(options: argparse.Namespace) -> int:
     out: Path = options.out
     if out.suffix != ".parquet":
         raise ValueError(f"--out {out}: must end in .parquet")
+    refuse_unwritable(out.parent, "the folder of --out")
+    if options.cache is not None:
+        refuse_unwritable(Path(options.cache).expanduser(), "--cache")
     for path in (out, summary_path(out)):
         if path.exists():
             raise ValueError(f"--out {out}: {path} is there already; name a new file or delete it")

@@ -54,9 +54,9 @@ def source_files(source: Source) -> list[Path]:
     if source.format == "imagefolder":
         return [_metadata_file(source, location)]
     suffixes = _SUFFIXES[source.format]
-    if location.is_file():
+    if os.path.isfile(location):  # and no error for what cannot be a path
         found = [location]
-    elif location.is_dir():
+    elif os.path.isdir(location):
         patterns = [f"{source.split}{{}}", f"{source.split}-*{{}}", f"{source.split}/*{{}}"]
         found = [path for pattern in patterns for suffix in suffixes for path in location.glob(pattern.format(suffix))]
         if not found:
@@ -88,7 +88,7 @@ def _metadata_file(source: Source, location: Path) -> Path:
     folders = [location / source.split, location]
     for folder in folders:
         for name in _METADATA:
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):
                 return folder / name
     raise DataError(
         f"Source {source.name!r}: no {', '.join(_METADATA[:-1])} or {_METADATA[-1]} in {location}. Add one"
@@ -347,10 +347,16 @@ def _csv_options(source: Source, files: Sequence[str], separator: str | None) ->
     try:
         if separator is None:
             separator = separator_of(files[0], list(source.columns.values()), Path(files[0]).suffix.lower())
-        # Unnamed columns are left out; of two with one name the first counts.
-        headers = [[name for name in dict.fromkeys(read_header(file, separator)) if name] for file in files]
+        # Unnamed columns are left out.
+        headers = [[name for name in read_header(file, separator) if name] for file in files]
     except (ValueError, OSError) as error:
         raise DataError(f"Source {source.name!r}: {files[0]} cannot be read as csv: {error}") from error
+    for file, names in zip(files, headers, strict=True):
+        if twice := [name for name in source.columns.values() if names.count(name) > 1]:
+            raise DataError(
+                f"Source {source.name!r}: {file} has {names.count(twice[0])} columns {twice[0]!r}, so it is unclear"
+                " which one is meant. Rename them."
+            )
     first, *others = headers
     for file, names in zip(files[1:], others, strict=True):
         for ours, theirs in source.columns.items():
@@ -359,6 +365,6 @@ def _csv_options(source: Source, files: Sequence[str], separator: str | None) ->
                     f"Source {source.name!r}: {file} has no column {theirs!r} for {ours}, but {files[0]} has. Its"
                     f" columns are {', '.join(names)}. Rename the column, or make the file a source of its own."
                 )
-    names = [name for name in first if all(name in other for other in others)]
+    names = [name for name in dict.fromkeys(first) if all(name in other for other in others)]
     text = datasets.Value("string")
     return {"sep": separator, "features": datasets.Features(dict.fromkeys([*names, FAULT], text))}

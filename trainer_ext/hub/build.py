@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer_ext.files import whole_folder
+from trainer_ext.files import refuse_unwritable, whole_folder
 from trainer_ext.hub.card import CardOptions, card_text, read_notes
 from trainer_ext.hub.folder import alone_in, manifest_differences, write_manifest
-from trainer_ext.hub.installed import HubFolderError, load_checkpoint, remote_code
+from trainer_ext.hub.installed import HubFolderError, load_checkpoint, plain_file, refuse_irregular, remote_code
 from trainer_ext.hub.onnx_export import export_onnx, need_libraries
 from trainer_ext.hub.safety import foreign_code, keep_own_code
 from trainer_ext.sentence_files import write_sentence_files
@@ -46,7 +46,8 @@ def build(
 
     Raises:
         HubFolderError: the weights are incomplete, not finite or a pickle; a file holds a secret; a library for ONNX
-            is missing; the Hub would refuse an option; or ``out`` holds something else.
+            is missing; the Hub would refuse an option; ``out`` holds something else; or a name that is read from the
+            checkpoint belongs to a link, a pipe or a device.
     """
     checkpoint, out = Path(checkpoint).resolve(), Path(out).resolve()
     options = CardOptions(
@@ -54,7 +55,12 @@ def build(
     )
     if not re.fullmatch(r"(?!0+(?:\.0*)?[A-Z])\d+(?:\.\d+)?[KMGT]B", max_shard_size.upper()):
         raise HubFolderError(f"max_shard_size {max_shard_size!r} is not a size; give one such as 500MB or 5GB")
+    try:
+        refuse_unwritable(out, "the new folder")
+    except ValueError as error:
+        raise HubFolderError(str(error)) from None
     _refuse_target(out)
+    refuse_irregular(checkpoint)
     if onnx:
         need_libraries()
     model, processor = load_checkpoint(checkpoint)
@@ -70,7 +76,7 @@ def build(
         write_sentence_files(partial, model.config)
         if onnx:
             export_onnx(model, partial)
-        if (checkpoint / "metrics.json").is_file():
+        if plain_file(checkpoint / "metrics.json"):
             shutil.copyfile(checkpoint / "metrics.json", partial / "metrics.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
         if found := foreign_code(partial):

@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from trainer_ext.hub.folder import MANIFEST, PLACEHOLDER
-from trainer_ext.hub.installed import HubFolderError
+from trainer_ext.hub.installed import HubFolderError, plain_file
 from trainer_ext.hub.run_record import RunRecord, as_code, table
 from trainer_ext.sentence_files import REQUIREMENTS
 
@@ -117,10 +117,10 @@ class CardOptions:
 def read_notes(notes: str | Path | None, checkpoint: Path) -> str:
     """The author's own words: of the file ``notes``, or of ``card_notes.md`` in the checkpoint if there is one."""
     path = checkpoint / NOTES if notes is None else Path(notes)
-    if notes is None and path.is_symlink():
-        raise HubFolderError(f"{path} is a link, whose text would be published; put the file itself there")
-    if notes is None and not path.is_file():
+    if notes is None and not plain_file(path):
         return ""
+    if path.exists() and not path.is_file():  # a pipe may wait for ever
+        raise HubFolderError(f"notes {str(path)!r} is not a file; give a Markdown file in UTF-8")
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_ext.files import file_hash, read_json, write_json
-from trainer_ext.hub.installed import HubFolderError, model_package
+from trainer_ext.hub.installed import HubFolderError, model_package, plain_file
 from trainer_ext.hub.probe import versions
 from trainer_ext.hub.safety import refuse_unsafe
 from trainer_ext.locks import FolderInUseError, held
@@ -66,6 +66,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         HubFolderError: any other folder.
     """
+    plain_file(folder / MANIFEST)
     try:
         manifest = read_json(folder / MANIFEST)
         files = manifest["files"]

@@ -3,15 +3,59 @@
 ``HubFolderError`` is the one error of this room: bad input, with its cure.
 """
 
+import stat
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trainer_ext.files import words_of
+
 ENTRIES = ("modeling_jina_clip.py", "processing_jina_clip.py", "custom_st.py")  # where loaders start
+READ = (".json", ".safetensors", ".md", ".txt", ".model", ".jinja")  # of a checkpoint
 
 
 class HubFolderError(ValueError):
     """A folder or a repository that must not be built, verified or pushed; the message ends with the cure."""
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, without the system's error number."""
+    return words_of(error) if isinstance(error, OSError) else str(error)
+
+
+def plain_file(path: Path) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        HubFolderError: something else has its name: a link, whose target would be published, or a pipe or a device,
+            whose reader waits for ever. Links of the Hub's cache lead to the files of the same download, and pass.
+    """
+    try:
+        kind = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise HubFolderError(f"{words_of(error)}; give another folder") from None
+    if stat.S_ISLNK(kind):
+        download = path.parents[2] if path.parent.parent.name == "snapshots" else None
+        if download is not None and path.is_file() and path.resolve().parent == download.resolve() / "blobs":
+            return True
+        raise HubFolderError(f"{path} is a link, whose target would be published; put the file itself there")
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "a pipe, socket or device"
+        raise HubFolderError(f"{path} is {what} and not a file; move it away, or put the file there")
+    return True
+
+
+def refuse_irregular(checkpoint: Path) -> None:
+    """Raise ``HubFolderError`` if a name that is read from a checkpoint belongs to anything but a file."""
+    inner = [checkpoint / name for name in ("sources", "additional_chat_templates")]
+    for folder in inner:
+        if folder.is_symlink():
+            raise HubFolderError(f"{folder} is a link, whose target would be published; put the folder itself there")
+    for path in sorted(path for folder in (checkpoint, *inner) for path in folder.glob("*")):
+        if path.suffix in READ:
+            plain_file(path)
 
 
 def model_package() -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer_ext.files import read_json
 from trainer_ext.hub.folder import MANIFEST, PLACEHOLDER
-from trainer_ext.hub.installed import HubFolderError
+from trainer_ext.hub.installed import HubFolderError, plain_file
 from trainer_ext.hub.run_parts import last_step, rows_of, run_folders, stages_until
 
 # Names of losses, formats and sides in words; a name that is not listed stands for itself. A newer run.json has the
@@ -51,7 +51,7 @@ class RunRecord:
         self.trained_length: int | None = None
         self.base_models = list(base_models)
         self.datasets: list[str] = []
-        origin = next((home for home in run_folders(checkpoint) if (home / "run.json").is_file()), checkpoint)
+        origin = next((home for home in run_folders(checkpoint) if plain_file(home / "run.json")), checkpoint)
         average = checkpoint.name == "ema" and origin != checkpoint
         run, shares = _read(origin / "run.json"), _read(origin / "sources" / "shares.json")
         metrics, best = _read(origin / "metrics.json"), _read(checkpoint / "best.json")
@@ -70,16 +70,16 @@ class RunRecord:
             rows = rows_of(checkpoint, origin, (metrics or {"rows": []})["rows"], run, best)
             if any(row["kind"] != "reference" for row in rows):
                 self.results, self.evaluations = _results(rows)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _not_the_trainers(checkpoint, error) from error
 
 
 def _read(path: Path) -> Any:
-    if path.is_symlink():
-        raise HubFolderError(f"{path} is a link, whose content would be published; put the file itself there")
+    if not plain_file(path):
+        return None
     try:
-        return read_json(path) if path.is_file() else None
-    except ValueError as error:
+        return read_json(path)
+    except (ValueError, RecursionError) as error:
         raise _not_the_trainers(path.parent, error) from error
 
 

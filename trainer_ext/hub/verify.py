@@ -12,6 +12,7 @@ from typing import Any
 from trainer_ext.files import file_hash, read_json, write_json
 from trainer_ext.hub.card import card_snippets, snippets
 from trainer_ext.hub.folder import MANIFEST, STAMP, alone_in, manifest_differences, read_manifest
+from trainer_ext.hub.graphs import graph_problems
 from trainer_ext.hub.installed import load_checkpoint, remote_code
 from trainer_ext.hub.onnx_export import TEXT
 from trainer_ext.hub.probe import embed_probe
@@ -44,6 +45,7 @@ def _verify(out: Path, pythons: Sequence[str | Path]) -> list[str]:
     checks = {"files are those of the manifest, none is a pickle, none holds a secret": manifest_differences(out)}
     checks["remote code is this package's"] = _foreign_files(out)
     checks["no file names code from elsewhere"] = foreign_code(out)
+    checks["graphs name no other files"] = graph_problems(out)
     # Only then is the folder loaded: code and snippets that run below are the ones of this package.
     if not any(checks.values()):
         checks |= _check_embeddings(out, pythons)

@@ -254,7 +254,7 @@ def _adapter(name: str) -> TypeAdapter[Any]:
     if any(isinstance(option, type) and issubclass(option, Enum) for option in options):
         # "one of these words, or any text": without the texts a misspelt word is found here.
         annotation = reduce(or_, [option for option in options if option is not str])
-    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
 
 def split_training(tree: dict[str, Any], own_fields: set[str]) -> tuple[dict[str, Any], list[Problem]]:

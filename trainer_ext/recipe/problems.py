@@ -121,7 +121,7 @@ def describe_validation(
             message = "must be a mapping of keys" if kind == "model_type" else reason(detail["msg"])
             choices = detail.get("ctx", {}).get("choices") or _literals(section, path)
             close = nearest(value, choices) if isinstance(value, str) else None
-            hint = f" Did you mean {close!r}?" if close else ""
+            hint = f" Did you mean {close!r}?" if close else " Write true or false." if kind == "bool_type" else ""
             problems.append((dotted, f"{message}, got {shorten(value)}.{hint}"))
     return problems
 

@@ -3,7 +3,7 @@
 1. ``find_resource`` turns a name into a file. Presets, recipes and source lists are data files in ``configuration/``:
    beside the packages in a checkout, inside ``trainer_ext`` in an installed wheel (a top-level ``configuration`` in
    site-packages could be anybody's). All code asks here, so that a name means the same file in both.
-2. ``read_yaml`` reads strictly; ``split_override`` and ``apply_overrides`` set ``dotted.key=value``.
+2. ``read_yaml`` of ``strict_yaml`` reads strictly; ``split_override`` and ``apply_overrides`` set ``dotted.key=value``.
 3. ``expand_sources``, ``beside``, ``locate_towers`` and ``finish_sources`` replace the names of source lists, patterns
    and relative paths by what they mean.
 
@@ -11,14 +11,12 @@ A value of an unexpected form is left as it is, for the schema to refuse.
 """
 
 import fnmatch
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from trainer_ext.recipe.problems import RecipeError, nearest, shorten
+from trainer_ext.recipe.strict_yaml import parse_yaml, read_yaml
 
 Kind = Literal["models", "recipes", "sources", "evaluation"]
 _WORDS = {"models": "model preset", "recipes": "recipe", "sources": "source list", "evaluation": "file of tasks"}
@@ -117,97 +115,6 @@ def locate_suite(value: Any, folder: Path) -> Any:
     if isinstance(value, dict) and isinstance(value.get("suite"), str):
         return {**value, "suite": locate_suite(value["suite"], folder)}
     return value
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """``yaml.safe_load`` that refuses a key given twice, reads ``1e-4`` as a number and ``no`` as a word.
-
-    Plain YAML 1.1 silently keeps the last of two equal keys, takes ``1e-4`` (no dot) for a text, and
-    ``save_strategy: no`` for false.
-    """
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        first_line: dict[str, int] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            line = key_node.start_mark.line + 1
-            if key_node.value in first_line:
-                raise RecipeError(
-                    f"{self.name}: key {key_node.value!r} is given twice, on lines {first_line[key_node.value]} and"
-                    f" {line}. Keep one of them."
-                )
-            first_line[key_node.value] = line
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-# Values of a recipe with its aliases (&name, *name) written out; a few lines of aliases can stand for billions.
-_MAX_VALUES = 100_000
-
-
-def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many values a document has with its aliases written out."""
-    if id(node) not in sizes:
-        sizes[id(node)] = _MAX_VALUES  # an alias inside of what it names would have no end
-        inner = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else []
-        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
-        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
-        if sizes[id(node)] > _MAX_VALUES:
-            raise RecipeError(
-                f"{node.start_mark.name}, line {node.start_mark.line + 1}: with its aliases written out it has more"
-                f" than {_MAX_VALUES:,} values. Write it without aliases."
-            )
-    return sizes[id(node)]
-
-
-def parse_yaml(text: str, origin: str) -> Any:
-    """Parse one YAML document; ``origin`` names it in errors.
-
-    >>> parse_yaml("{steps: 3, learning_rate: 1e-4}", "example")
-    {'steps': 3, 'learning_rate': 0.0001}
-    """
-    try:
-        loader = _StrictLoader(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
-    loader.name = origin
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _expanded_size(node, {})
-        return loader.construct_document(node)
-    except RecursionError as error:
-        raise RecipeError(f"{origin} is nested too deeply to be a recipe.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        detail = " ".join(str(error).split())
-        raise RecipeError(f"{origin} is not valid YAML: {detail}") from error
-    finally:
-        loader.dispose()
-
-
-def read_yaml(path: Path) -> Any:
-    """Read one YAML file strictly. Errors name the file and the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"Cannot read {path}: {error}") from error
-    return parse_yaml(text, str(path))
 
 
 def split_override(override: str) -> tuple[list[str], Any]:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer_ext.files import words_of
 from trainer_ext.run.folder import RUN_FILE
 from trainer_ext.training.monitoring import NonFiniteError
 
@@ -61,7 +62,7 @@ def explain(error: BaseException, output_dir: str | Path) -> str | None:
         )
     if not isinstance(error, _PLAIN):
         return None
-    text = str(error)
+    text = words_of(error) if isinstance(error, OSError) else str(error)
     # An error from a loader worker carries the worker's traceback in its text.
     return text.strip().splitlines()[-1] if "Original Traceback" in text else text
 

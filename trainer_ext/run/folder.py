@@ -25,6 +25,7 @@ from trainer_ext.files import (
     last_whole_checkpoint,
     partial_path,
     readable_as_the_folder,
+    refuse_unwritable,
     whole_folder,
     write_json,
 )
@@ -77,7 +78,13 @@ class RunFolder:
             )
 
     def held(self, say: Callable[[str], object]) -> AbstractContextManager[None]:
-        """Keep other runs out of the folder inside a block; the main process does it for all processes of the run."""
+        """Keep other runs out of the folder inside a block; the main process does it for all processes of the run.
+
+        Raises:
+            ValueError: the folder cannot be written.
+            FolderInUseError: another process holds it.
+        """
+        refuse_unwritable(self.path, "--output_dir")
         return held(self.path, ["python", "-m", "trainer_ext", *self.command], say)
 
     def check_setup(self, setup: Mapping[str, Any], allow_change: bool = False) -> None:

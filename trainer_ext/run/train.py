@@ -50,6 +50,7 @@ from trainer_ext.run.evaluating import (
 from trainer_ext.run.folder import RunFolder
 from trainer_ext.run.speed import SpeedRecord
 from trainer_ext.run.start import as_trained_here, initial_model, training_arguments
+from trainer_ext.run.switches import torch_as_it_comes
 from trainer_ext.run.watching import WatchCallback, stopped_at
 from trainer_ext.training.trainer import JinaCLIPTrainer
 from trainer_ext.training.validation import validation_problems
@@ -113,7 +114,8 @@ def train(
     for note in notes:
         say(note)
     folder = RunFolder(output_dir, recipe, command)
-    with folder.held(say) if is_main else nullcontext(), waiting_is_said(say), _file_bars_hidden():
+    alone = folder.held(say) if is_main else nullcontext()
+    with torch_as_it_comes(), alone, waiting_is_said(say), _file_bars_hidden():
         if is_main:
             folder.check(resume, allow_recipe_change)
         data = _read_data(recipe, arguments, say)

@@ -1,6 +1,7 @@
 """Cells of CSV files are the texts that stand there, ids too; scores are numbers. Streaming or not."""
 
 import gzip
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,31 @@ def test_what_is_no_text_is_refused_by_its_kind(tmp_path: Path, content: bytes, 
     (tmp_path / "rows.csv").write_bytes(content)
     with pytest.raises(DataError, match=rf"'pairs': .*rows\.csv cannot be read as csv: .*{words}"):
         read(pair_source(tmp_path / "rows.csv", "csv", columns=COLUMNS, streaming=streaming), 1)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, streaming: bool) -> None:
+    """Unless nobody asks for it."""
+    path = write_csv(tmp_path / "rows.csv", ["q,a,a", "one,1,x"])
+    with pytest.raises(DataError, match=r"rows\.csv has 2 columns 'a', so it is unclear which one is meant"):
+        read(pair_source(path, "csv", columns=COLUMNS, streaming=streaming), 1)
+    path = write_csv(tmp_path / "other.csv", ["q,a,b,b", "one,1,x,y"])
+    [row] = read(pair_source(path, "csv", columns=COLUMNS, streaming=streaming), 1)
+    assert (row["query"], row["positive"]) == ("one", "1")
+
+
+def test_a_table_of_many_columns_is_read_soon(tmp_path: Path) -> None:
+    """Each column's type was looked up in a schema made anew: 1,500 columns took ten minutes."""
+    more = ",x" * 1500
+    path = write_csv(tmp_path / "rows.csv", ["q,a" + "".join(f",c{n}" for n in range(1500)), f"one,1{more}"])
+    began = time.monotonic()
+    [row] = read(pair_source(path, "csv", columns=COLUMNS), 1)
+    assert row["query"] == "one"
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("location", ["n" * 300 + ".csv", "a\0b.csv", "/".join(["n" * 200] * 40)])
+def test_a_location_that_is_no_path_is_a_line(location: str) -> None:
+    with pytest.raises(DataError, match="no file at") as caught:
+        read(pair_source(f"/tmp/{location}", "csv", columns=COLUMNS), 1)
+    assert "[Errno" not in str(caught.value)

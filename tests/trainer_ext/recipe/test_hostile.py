@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer_ext.recipe.problems import RecipeError
-from trainer_ext.recipe.reading import parse_yaml
 from trainer_ext.recipe.recipe import Recipe, load_recipe
+from trainer_ext.recipe.strict_yaml import parse_yaml
 
 BAD_NAMES = ["x/../../../victim", "../up", "/etc", "a\\b", ".hidden", "", " ", "a\nb", "a\0b", "x" * 101, "..", "a/b"]
 
@@ -31,7 +31,7 @@ def test_names_that_people_give_are_fine(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("when: 2001-99-99", "month must be in 1..12"),
+        ("when: !!timestamp 2001-99-99", "month must be in 1..12"),
         ("steps: !!int zz", "invalid literal"),
         ("[" * 3000, "nested too deeply|not valid YAML"),
         ("a: \x01", "special characters are not allowed"),
