@@ -84,10 +84,12 @@ def _near_texts(found: SourceScan, name: str) -> Iterator[Finding]:
         if int(rows[place]) not in same_row:  # said of the row already
             words = f"the text of {_where(found, rows[earlier])}; equal texts are not each other's negatives."
             yield Finding("note", "equal-text", found.source.name, words, *_cell(found, rows[place], name))
-    for place, earlier in twins(bands(minima), agree):
-        words = f"nearly the text of {_where(found, rows[earlier])}, and in one batch its negative. "
+    # Rows of several captions meet more than once.
+    near = dict.fromkeys((int(rows[place]), int(rows[earlier])) for place, earlier in twins(bands(minima), agree))
+    for row, other in near:
+        words = f"nearly the text of {_where(found, other)}, and in one batch its negative. "
         cure = "Keep one of them, or give both the same id."
-        yield Finding("warning", "near-text", found.source.name, words + cure, *_cell(found, rows[place], name))
+        yield Finding("warning", "near-text", found.source.name, words + cure, *_cell(found, row, name))
 
 
 def _cell(found: SourceScan, row: int, name: str) -> tuple[str, int, str]:
