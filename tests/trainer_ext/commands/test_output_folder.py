@@ -88,7 +88,7 @@ def test_every_step_to_the_hub_names_the_folder(place: Path, command: list[str],
 
 
 EXAMPLES = {
-    "convert_checkpoint": ["no checkpoint", "{}"],
+    "convert_checkpoint": ["{}", "--checkpoint", "nothing"],
     "export_onnx": ["no model", "{}"],
     "pretrain_text_tower": ["openmoji", "{}"],
     "train_from_scratch": ["no pictures", "no.csv", "no.csv", "--output_dir", "{}"],

@@ -234,7 +234,7 @@ def test_shard_sizes_that_are_none(
 def test_an_interpreter_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(folder), "--python", "/nowhere/python"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "error: [Errno 2] No such file or directory: '/nowhere/python'"
+    assert last == "error: /nowhere/python: no such file or directory"
 
 
 def test_interrupting_leaves_nothing_and_ends_in_one_line(
