@@ -132,6 +132,11 @@ def write_data(folder: Path) -> None:
             "image": [picture(*item) for item in pictures],
             "caption": [[f"{NUMBERS[n - 1]} {c} bar", f"{c} bar number {NUMBERS[n - 1]}"] for c, n in pictures],
         },
+        "contrasted": {
+            "image": [picture(*item) for item in pictures],
+            "caption": [f"{NUMBERS[n - 1]} {c} bar" for c, n in pictures],
+            "negatives": [[f"{c} bar not {NUMBERS[n - 1]}", f"not {NUMBERS[n - 1]} {c} bar"] for c, n in pictures],
+        },
         "successors": {"query": follows, "positive": NUMBERS[1:]},
         "predecessors": {"query": precedes, "positive": NUMBERS[:-1]},
         "triplets": {
@@ -152,7 +157,7 @@ def write_data(folder: Path) -> None:
 
 def write_recipe(folder: Path) -> Path:
     """The recipe file of the tiny run, beside its data."""
-    tasks = {"pictures": "image-text", "triplets": "triplet", "scored": "scored-pair"}
+    tasks = {"pictures": "image-text", "contrasted": "image-text", "triplets": "triplet", "scored": "scored-pair"}
     columns = {
         "image-text": {"image": "image", "caption": "caption"},
         "text-pair": {"query": "query", "positive": "positive"},
@@ -160,12 +165,11 @@ def write_recipe(folder: Path) -> Path:
         "scored-pair": {"query": "query", "positive": "positive", "score": "score"},
     }
     sources = []
-    for name in ("pictures", "successors", "predecessors", "triplets", "scored"):
+    for name in ("pictures", "successors", "predecessors", "triplets", "scored", "contrasted"):
         task = tasks.get(name, "text-pair")
         location = str(folder / f"{name}.parquet")
-        sources.append(
-            {"name": name, "task": task, "location": location, "format": "parquet", "columns": columns[task]}
-        )
+        mapped = columns[task] | ({"negatives": "negatives"} if name == "contrasted" else {})
+        sources.append({"name": name, "task": task, "location": location, "format": "parquet", "columns": mapped})
     places = {"model": str(folder / "model.json"), "tokenizer": str(folder / "tokenizer")}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, **places, "sources": sources}, sort_keys=False))

@@ -79,15 +79,17 @@ def stage_batches(
 
 def _rows(side: Mapping[str, Any], tokenizer: Any, limit: int) -> list[ShownRow]:
     if "pixel_values" in side:
-        captions = _texts("caption", side, tokenizer, limit)
-        pictures = [thumbnail(pixels.numpy().transpose(1, 2, 0)) for pixels in side["pixel_values"]]
-        return [ShownRow([text], picture) for text, picture in zip(captions, pictures, strict=True)]
-    columns = {name: _texts(name, side[name], tokenizer, limit) for name in ("query", "positive")}
-    rows = [list(texts) for texts in zip(*columns.values(), strict=True)]
+        rows = [[text] for text in _texts("caption", side, tokenizer, limit)]
+    else:
+        columns = {name: _texts(name, side[name], tokenizer, limit) for name in ("query", "positive")}
+        rows = [list(texts) for texts in zip(*columns.values(), strict=True)]
     if "negatives" in side:
         negatives = _texts("negative", side["negatives"], tokenizer, limit)
         each = len(negatives) // len(rows)
         rows = [row + negatives[place * each : (place + 1) * each] for place, row in enumerate(rows)]
+    if "pixel_values" in side:
+        pictures = [thumbnail(pixels.numpy().transpose(1, 2, 0)) for pixels in side["pixel_values"]]
+        return [ShownRow(texts, picture) for texts, picture in zip(rows, pictures, strict=True)]
     if "score" in side:
         scores = [ShownText("score", f"{score:g}", 0, False) for score in side["score"].tolist()]
         rows = [[*row, score] for row, score in zip(rows, scores, strict=True)]

@@ -270,7 +270,8 @@ def _take_texts(
     rows, column = np.repeat(numbers, counts), found.texts[name]
     column.texts += len(texts)
     if column.tokens is not None:
-        prompt = found.source.prompts.get("positive" if name == "negatives" else name, "")
+        right = "caption" if found.source.task == "image-text" else "positive"
+        prompt = found.source.prompts.get(right if name == "negatives" else name, "")
         column.tokens.add([prompt + text for text in texts] if prompt else texts, rows.tolist())
     if name == "negatives":  # other rows' positives, mostly: only their hashes are of use
         keys = [text_key(plain(text)) for text in texts]
@@ -300,14 +301,16 @@ def _take_pairs(
         if "caption" in keys:
             one, texts = facts[place], keys["caption"][place]
             row_keys.append(text_key(f"{row if one is None else one.label}/{sorted(texts)}"))
-            mine = [] if one is None else [pair_key(one.pixels, text) for text in texts]
+            query = None if one is None else one.pixels
+            mine = [] if query is None else [pair_key(query, text) for text in texts]
         else:
             [query], [positive] = keys["query"][place], keys["positive"][place]
             mine = [pair_key(query, positive)]
             row_keys.append(mine[0])
             if query == positive:
                 found.self_pairs.add([row])
-            against = keys["negatives"][place] if "negatives" in keys else []
+        if "negatives" in keys and query is not None:
+            against = keys["negatives"][place]
             if query in against:
                 found.self_negatives.add([row])
             negative += [pair_key(query, text) for text in against]

@@ -98,8 +98,6 @@ def work(options: argparse.Namespace) -> int:
         print(f"broken rows left out: {mined.summary['broken_rows']:,}")
     print(f"{out}, {summary_path(out)}\n\n{source_entry(mined, source.name, out)}", end="")
     if mined.pairs.pictures is not None:
-        print(
-            "# Stages have no loss for pictures with hard negatives yet: this entry trains pictures with captions, and"
-            " does\n# not read the column negatives. They are there for a loss of your own, or a test."
-        )
+        side = f"{{sources: [{source.name}-mined], loss: info_nce_plus}}"
+        print(f"# its negatives are read where a stage has image_text: {side}")
     return 0

@@ -20,7 +20,7 @@ from trainer_ext.data.images import IMAGE_ERRORS, on_background
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
 from trainer_ext.data.streams import SourceStream
-from trainer_ext.recipe.schema import Source, Stage
+from trainer_ext.recipe.schema import LOSS_RULES, RIGHT_ANSWERS, Source, Stage
 
 # Width to height of a crop, before it is made square; torchvision's and open_clip's range.
 _RATIO = (3 / 4, 4 / 3)
@@ -134,10 +134,13 @@ class JointDataset(Dataset[Row]):
 
     def _finished(self, source: Source, row: Row) -> Row:
         if isinstance(row.get("caption"), list):
+            right = set(row["caption"])
             row["caption"] = row["caption"][self._draw(row["key"], len(row["caption"]))]
+            if "negatives" in row:  # another caption of the picture is as right as the drawn one, and counts as it
+                row["negatives"] = [row["caption"] if text in right else text for text in row["negatives"]]
         for name, prompt in source.prompts.items():
             row[name] = prompt + row[name]
-            if name == "positive" and "negatives" in row:
+            if name in RIGHT_ANSWERS and "negatives" in row:
                 row["negatives"] = [prompt + text for text in row["negatives"]]
         return row
 
@@ -161,10 +164,10 @@ class JointCollator:
 
         - image_text: ``pixel_values`` (batch, 3, size, size) uint8, not yet normalised, ``input_ids`` and
           ``attention_mask`` (batch, tokens), ``image_ids`` and ``text_ids`` (batch,);
-        - text: ``query``, ``positive`` and, for triplets, ``negatives``, each a dict of ``input_ids`` and
-          ``attention_mask``; ``query_ids``, ``positive_ids``, ``negative_ids``; ``row_ids`` (batch,) of
-          rows with an ``id``. Negatives are flat, row by row:
-          (batch * negatives, tokens). Scored pairs have ``score`` (batch,), float32.
+        - text: ``query`` and ``positive``, each a dict of ``input_ids`` and ``attention_mask``; ``query_ids``,
+          ``positive_ids``; ``row_ids`` (batch,) of rows with an ``id``. Scored pairs have ``score`` (batch,), float32;
+        - either, if its loss takes hard negatives: ``negatives``, a dict of ``input_ids`` and ``attention_mask`` that
+          are flat, row by row, (batch * negatives, tokens), and ``negative_ids``.
 
         Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for pictures of
         equal content). They show which candidates of a batch are no true negatives.
@@ -186,17 +189,22 @@ class JointCollator:
                 batch[side] = collate(of_side, stage)
         return batch
 
-    def _image_text(self, rows: Sequence[Row], stage: Stage) -> dict[str, torch.Tensor]:
+    def _image_text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
         size = {} if stage.image_size is None else {"size": stage.image_size}
-        captions = [row["caption"] for row in rows]
         pixels = self._processor.image_processor.fitted([self._picture(row, stage) for row in rows], **size)
-        images = [_image_label(row) for row in rows]
-        return {
+        columns = {"caption": [row["caption"] for row in rows]}
+        if stage.image_text is not None and LOSS_RULES[stage.image_text.loss].takes_negatives("image_text"):
+            columns["negatives"] = [text for row in rows for text in row["negatives"]]
+        tokens = self._tokens(columns, stage)
+        side: dict[str, Any] = {
             "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
-            **self._tokens({"caption": captions}, stage)["caption"],
-            "image_ids": stable_ids(images),
-            "text_ids": stable_ids(captions),
+            **tokens["caption"],
+            "image_ids": stable_ids([_image_label(row) for row in rows]),
+            "text_ids": stable_ids(columns["caption"]),
         }
+        if "negatives" in columns:
+            side |= {"negatives": tokens["negatives"], "negative_ids": stable_ids(columns["negatives"])}
+        return side
 
     def _picture(self, row: Row, stage: Stage) -> Any:
         if stage.random_resized_crop is None:

@@ -100,6 +100,20 @@ def gather_ids(ids: Tensor, shard: Shard | None = None) -> Tensor:
     return ids if _world_size() == 1 else _all_rows(ids, shard or shard_of(ids))
 
 
+def sum_over_processes(*values: Tensor) -> tuple[Any, ...]:
+    """The sums of scalars over all processes, without gradient, and the number of processes: one small collective.
+
+    >>> sum_over_processes(torch.tensor(2.0), torch.tensor(3.0))
+    (tensor(2.), tensor(3.), 1)
+    """
+    processes = _world_size()
+    if processes == 1:
+        return (*values, 1)
+    total = torch.stack([value.detach() for value in values])
+    dist.all_reduce(total)
+    return (*total.unbind(), processes)
+
+
 def replicated(parameter: Tensor) -> Tensor:
     """A parameter of the loss, outside DDP and FSDP: all processes get the mean of its gradients.
 

@@ -22,14 +22,21 @@ captions of one image), equal target ids (one text twice), and pairs that a thir
 ``row_ids`` declare two pairs to be the same, query and target. Such an entry never counts as a negative; ``duplicates``
 says whether it is left out ("mask") or shares the role of the positive ("positive": mean over all positives of -log
 softmax).
+
+**A softer target, harder negatives.** With l_ij the logits s / t of a row's candidates j, own_i that of its positive
+and mean_j over the candidates that are not left out, a row of either direction is
+
+    LSE_j l_ij - (1 - e) own_i - e mean_j l_ij            e = label_smoothing, as in torch's cross_entropy
+    l_ij := s_ij / t + a stopgrad(s_ij) for negatives     a = hardness (arXiv 2503.04812, equation 5)
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainer_ext.losses.logits import check_tile_size, compute_dtype, inverse_temperature, unit
+from trainer_ext.losses.logits import Softmax, check_tile_size, compute_dtype, inverse_temperature, unit
 from trainer_ext.losses.pairing import Duplicates, Pairing, make_pairing
 from trainer_ext.losses.tiled import tiled_contrast
 
@@ -50,6 +57,8 @@ def info_nce(
     duplicates: Duplicates = "mask",
     rows: slice | None = None,
     tile_size: int | None = None,
+    label_smoothing: float = 0.0,
+    hardness: float = 0.0,
 ) -> Tensor:
     """InfoNCE over pairs (``L_nce`` above): row i of ``queries`` belongs to row i of ``targets``.
 
@@ -64,6 +73,7 @@ def info_nce(
         rows: the part of the global batch to answer for; all of it by default.
         tile_size: compute the matrix in tiles of this many rows and columns and never hold it. Same value and
             gradients; memory grows with k instead of k squared.
+        label_smoothing: e, from 0 to less than 1. hardness: a, at least 0. See the top of the file.
 
     Identical vectors cannot be told apart, so each direction costs ln k:
 
@@ -81,7 +91,8 @@ def info_nce(
         duplicates=duplicates,
         rows=rows,
     )
-    return _softmax_loss(queries, targets, None, temperature, pairing, reduction, directions, tile_size)
+    softmax = Softmax(label_smoothing, hardness)
+    return _softmax_loss(queries, targets, None, temperature, pairing, reduction, directions, tile_size, softmax)
 
 
 def info_nce_plus(
@@ -99,6 +110,8 @@ def info_nce_plus(
     duplicates: Duplicates = "mask",
     rows: slice | None = None,
     tile_size: int | None = None,
+    label_smoothing: float = 0.0,
+    hardness: float = 0.0,
 ) -> Tensor:
     """InfoNCE with m hard negatives for each query (``L_nce+``).
 
@@ -139,7 +152,8 @@ def info_nce_plus(
         rows=rows,
     )
     extra = negatives.flatten(0, 1)
-    return _softmax_loss(queries, positives, extra, temperature, pairing, reduction, directions, tile_size)
+    softmax = Softmax(label_smoothing, hardness)
+    return _softmax_loss(queries, positives, extra, temperature, pairing, reduction, directions, tile_size, softmax)
 
 
 def _softmax_loss(
@@ -151,6 +165,7 @@ def _softmax_loss(
     reduction: Reduction,
     directions: Directions,
     tile_size: int | None,
+    softmax: Softmax,
 ) -> Tensor:
     """The directions asked for. One matrix serves both when all rows are ours; a share needs two rectangles."""
     if reduction not in ("sum", "mean"):
@@ -162,8 +177,8 @@ def _softmax_loss(
         rows: Tensor, columns: Tensor, pairing: Pairing, extra: Tensor | None = None, column_term: bool = False
     ) -> Tensor:
         if tile_size is None:
-            return plain_contrast(rows, columns, extra, scale, pairing, column_term)
-        return tiled_contrast(rows, columns, extra, scale, pairing, column_term, tile_size)
+            return plain_contrast(rows, columns, extra, scale, pairing, column_term, softmax)
+        return tiled_contrast(rows, columns, extra, scale, pairing, column_term, softmax, tile_size)
 
     own = pairing.rows
     if directions == "forward":
@@ -181,14 +196,20 @@ def _softmax_loss(
 
 
 def plain_contrast(
-    rows: Tensor, columns: Tensor, extra: Tensor | None, scale: Tensor, pairing: Pairing, column_term: bool
+    rows: Tensor,
+    columns: Tensor,
+    extra: Tensor | None,
+    scale: Tensor,
+    pairing: Pairing,
+    column_term: bool,
+    softmax: Softmax,
 ) -> Tensor:
     """One contrast of n rows with m columns and e extra columns, matrix held, gradients left to autograd.
 
         row term     mean_i ( LSE_j l_ij - own_i )    j over columns and extra columns, l_ij = scale * cosine
         column term  mean_j ( LSE_i l_ij - own_j )    added if asked, for rows and columns that are the same pairs
 
-    ``own`` is the logit of the own column, or the mean over all positives.
+    ``own`` is the logit of the own column, or the mean over all positives. ``softmax`` changes both terms alike.
     """
     with torch.autocast(device_type=rows.device.type, enabled=False):
         dtype = compute_dtype(rows, columns, extra)
@@ -202,16 +223,35 @@ def plain_contrast(
             true_logits = torch.where(positives, logits, 0.0)
             row_own = true_logits.sum(dim=1) / positives.sum(dim=1)
             column_own = true_logits.sum(dim=0) / positives.sum(dim=0)
-        logits = _without(logits, pairing.left_out(*block))
-        total = -row_own.sum()
+        logits = softmax.harder(logits, scale, positives, pairing.own_diagonal(*block))
+        parts = [_without(logits, pairing.left_out(*block))]
+        share = 1.0 - softmax.label_smoothing
+        total = -share * row_own.sum()
         if column_term:
-            total = total + (logits.logsumexp(dim=0) - column_own).sum()
-        row_lse = logits.logsumexp(dim=1)
+            total = total + (_candidates(parts, 0, softmax) - share * column_own).sum()
         if extra is not None:
-            logits = _without(u @ unit(extra, dtype).T, pairing.extra_left_out(block[0], slice(0, len(extra))))
-            row_lse = torch.logaddexp(row_lse, logits.logsumexp(dim=1))
-        return (total + row_lse.sum()) / max(len(rows), 1)
+            logits = softmax.harder(u @ unit(extra, dtype).T, scale, None, None)
+            parts.append(_without(logits, pairing.extra_left_out(block[0], slice(0, len(extra)))))
+        return (total + _candidates(parts, 1, softmax).sum()) / max(len(rows), 1)
 
 
-def _without(logits: Tensor, entries: Tensor | None) -> Tensor:
-    return logits if entries is None else logits.masked_fill(entries, -torch.inf)
+# Logits, -inf where they are left out, and which entries those are.
+_Part = tuple[Tensor, Tensor | None]
+
+
+def _without(logits: Tensor, entries: Tensor | None) -> _Part:
+    return (logits if entries is None else logits.masked_fill(entries, -torch.inf)), entries
+
+
+def _candidates(parts: Sequence[_Part], dim: int, softmax: Softmax) -> Tensor:
+    """LSE - e mean over the candidates of each row (``dim`` 1) or column (0)."""
+    lse = parts[0][0].logsumexp(dim=dim)
+    for logits, _ in parts[1:]:
+        lse = torch.logaddexp(lse, logits.logsumexp(dim=dim))
+    if not softmax.label_smoothing:
+        return lse
+    total, count = torch.zeros_like(lse), torch.zeros_like(lse)
+    for logits, out in parts:
+        total = total + (logits if out is None else logits.masked_fill(out, 0.0)).sum(dim=dim)
+        count += logits.shape[dim] if out is None else (~out).sum(dim=dim)
+    return lse - softmax.label_smoothing * total / count

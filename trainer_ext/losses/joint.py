@@ -4,13 +4,13 @@ One call of ``JointObjective``, for each side of the stage:
 
 1. look up the side's loss in ``LOSSES``, and its temperature;
 2. gather the side's embeddings, ids and scores from all processes (``gather``);
-3. compute the loss on them, or on each Matryoshka prefix (``matryoshka``);
-4. add it to the sum with the side's weight, and note the terms to log.
+3. compute the loss and the side's ``TERMS`` on them, or on each Matryoshka prefix (``matryoshka``);
+4. add them to the sum with the side's weight, and note the terms to log.
 
-A joint batch has up to five columns, each embedded by itself: ``image`` and ``caption`` of the image-text side;
-``query``, ``positive`` and, for triplets, ``negatives`` of the text side. Unless a recipe says otherwise, the
-image-text side has the model's trained temperature and the text side a fixed one. docs/losses.md has the options and
-their equations.
+A joint batch has up to six columns, each embedded by itself: ``image`` and ``caption`` of the image-text side;
+``query`` and ``positive`` of the text side; and with hard negatives ``negative_caption`` and ``negatives``. Unless a
+recipe says otherwise, the image-text side has the model's trained temperature and the text side a fixed one.
+docs/losses.md has the options and their equations.
 """
 
 import math
@@ -30,7 +30,9 @@ from trainer_ext.losses.gather import Shard, gather_ids, gather_with_grad, repli
 from trainer_ext.losses.info_nce import info_nce, info_nce_plus
 from trainer_ext.losses.logits import clamp_logit_scale_, clamped_temperature
 from trainer_ext.losses.matryoshka import matryoshka
+from trainer_ext.losses.pairing import make_pairing
 from trainer_ext.losses.siglip import BIAS, siglip, siglip_chance
+from trainer_ext.losses.uniformity import alignment, cross_uniformity, uniformity
 from trainer_ext.recipe.schema import (
     LOSS_RULES,
     FalseNegatives,
@@ -38,7 +40,6 @@ from trainer_ext.recipe.schema import (
     Matryoshka,
     Side,
     SideName,
-    SourceTask,
     Stage,
     trains_temperature,
 )
@@ -48,6 +49,7 @@ OBJECTIVE_FILE = "objective.safetensors"
 # The parameter of a trained text temperature. The image-text one is the model's.
 TEXT_SCALE = "text_logit_scale"
 COLUMNS = {"image_text": ("image", "caption"), "text": ("query", "positive")}
+NEGATIVES = {"image_text": "negative_caption", "text": "negatives"}
 _IDS = {"image_text": ("image_ids", "text_ids"), "text": ("query_ids", "positive_ids")}
 
 # Accuracy of a side, and the mean cosine among its queries and among its targets.
@@ -60,11 +62,12 @@ class Loss:
 
     Args:
         function: ``function(queries, targets, temperature=t, **options)`` -> scalar. Queries and targets are (B, dim),
-            the raw vectors of all processes; a loss of triplets gets the negatives (B, m, dim) as well. Options:
+            the raw vectors of all processes; with hard negatives, those (B, m, dim) as well. Options:
 
             - ``rows``, the slice of the batch that this process answers for, whose mean is asked for, and
               ``tile_size``;
-            - ``reduction`` and ``directions``, if its rule has directions;
+            - ``reduction`` and ``directions``, if its rule has directions; ``label_smoothing`` and ``hardness``, if it
+              has a softmax;
             - ``duplicates``, ``query_ids``, ``target_ids``, ``row_ids`` and ``negative_ids``, as far as the batch has
               them and unless ``false_negatives`` is "keep": see ``info_nce``;
             - its own ``parameters``, as tensors; as numbers where ``chance`` passes some.
@@ -94,6 +97,9 @@ LOSSES: dict[str, Loss] = {
     "siglip": Loss(siglip, LOSS_RULES["siglip"], {"bias": BIAS}, siglip_chance, chance_ceiling=1.25),
     "cosent": Loss(cosent, LOSS_RULES["cosent"]),
 }
+
+# What a side may add to its loss, by the keys that weigh it (``recipe.schema.TERMS``).
+TERMS = {"alignment": alignment, "uniformity": uniformity, "cross_uniformity": cross_uniformity}
 
 
 def register(name: str, loss: Loss) -> None:
@@ -174,14 +180,15 @@ class JointObjective(nn.Module):
         Args:
             stage: says which sides there are, and each one's loss.
             batch: as ``JointCollator`` makes it; only its ids and scores are read.
-            embeddings: (rows, dim) of each column of this process, ``negatives`` (rows * negatives, dim) row by row;
+            embeddings: (rows, dim) of each column of this process, negatives (rows * negatives, dim) row by row;
                 and ``temperature``, the scalar of the image-text side.
 
         Returns:
             the loss; and, detached, ``temperature`` and each side's ``loss_*`` and ``accuracy_*``, the share of rows
             whose own target scores highest among all candidates of the global batch (of scored pairs: the share of
-            comparisons in the right order); ``similarity_*``, the ``mean_cosine`` of its queries and of its targets;
-            and where they are trained ``temperature_text`` and the losses' own parameters, such as ``bias_image_text``.
+            comparisons in the right order); ``alignment_*`` and the other ``TERMS`` of sides that weigh them;
+            ``similarity_*``, the ``mean_cosine`` of its queries and of its targets; and where they are trained
+            ``temperature_text`` and the losses' own parameters, such as ``bias_image_text``.
         """
         terms = {"temperature": embeddings["temperature"].detach()}
         total = 0.0 * embeddings["temperature"]  # keeps the image side in the graph when a stage has no images
@@ -189,9 +196,11 @@ class JointObjective(nn.Module):
             temperature = self._temperature(name, side, embeddings["temperature"])  # (1)
             parameters = {key: getattr(self, f"{name}_{key}") for key in LOSSES[side.loss].parameters}
             shared = {key: replicated(value) for key, value in parameters.items()}
-            loss, measured = self._side_loss(name, side, batch[name], embeddings, temperature, **shared)
-            total = total + side.weight * loss  # (4)
+            loss, added, measured = self._side_loss(name, side, batch[name], embeddings, temperature, **shared)
+            weighted = sum((getattr(side, term) * value for term, value in added.items()), loss)
+            total = total + side.weight * weighted  # (4)
             terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": measured[0]}
+            terms |= {f"{term}_{name}": value.detach() for term, value in added.items()}
             terms |= {f"similarity_{column}": value for column, value in zip(COLUMNS[name], measured[1:], strict=True)}
             if name == "image_text":
                 terms["temperature"] = torch.as_tensor(temperature, device=loss.device).detach()
@@ -238,7 +247,9 @@ class JointObjective(nn.Module):
         """
         same = {name: torch.ones_like(x) for name, x in embeddings.items() if name != "temperature"}
         same["temperature"] = embeddings["temperature"]
-        _, terms = self(stage, batch, same)
+        # Hardness raises the logits of negatives by their cosine: 1 here, but near 0 for vectors that tell nothing.
+        plain: dict[str, Side] = {name: side.model_copy(update={"hardness": 0.0}) for name, side in stage.sides()}
+        _, terms = self(stage.model_copy(update=plain), batch, same)
         costs = {name: value for name, value in terms.items() if name.startswith("loss_")}
         for name, side in stage.sides():
             if (chance := LOSSES[side.loss].chance) is not None:
@@ -274,35 +285,48 @@ class JointObjective(nn.Module):
         embeddings: Mapping[str, Tensor],
         temperature: float | Tensor,
         **parameters: float | Tensor,
-    ) -> tuple[Tensor, Measured]:
+    ) -> tuple[Tensor, dict[str, Tensor], Measured]:
         """Steps (2) and (3): the side's own pairs against all others; this process answers for its own rows."""
         entry = LOSSES[side.loss]
-        task = entry.rule.tasks[name]
         own = [embeddings[column] for column in COLUMNS[name]]
         shard = shard_of(own[0])
-        if task == "triplet":
-            own.append(embeddings["negatives"].unflatten(0, (len(own[0]), -1)))
+        negatives = entry.rule.takes_negatives(name)
+        if negatives:
+            own.append(embeddings[NEGATIVES[name]].unflatten(0, (len(own[0]), -1)))
         vectors = [gather_with_grad(column, shard) for column in own]  # (B, D), (B, D), (B, negatives, D)
         loss = partial(entry.function, temperature=temperature, **parameters)
-        if task == "scored-pair":
+        if entry.rule.tasks[name] == "scored-pair":
             # Pairs against each other: it does not split into rows, so every process computes all of it.
             scores = gather_ids(batch["score"], shard)
-            accuracy, weight = order_accuracy(vectors[0], vectors[1], scores), 1.0
+            accuracy, weight, duplicates = order_accuracy(vectors[0], vectors[1], scores), 1.0, {}
             loss = partial(loss, scores=scores)
         else:
-            loss = partial(loss, rows=shard.rows, tile_size=self.tile_size)
-            loss = partial(loss, **self._duplicates(name, task, batch, shard))
+            duplicates = self._duplicates(name, negatives, batch, shard)
+            loss = partial(loss, rows=shard.rows, tile_size=self.tile_size, **duplicates)
             candidates = torch.cat([column.flatten(0, -2) for column in vectors[1:]])
             accuracy = in_batch_accuracy(vectors[0], candidates, shard.rows) * shard.weight
             weight = shard.weight
         if entry.rule.has_directions:
             loss = partial(loss, reduction=side.reduction, directions=side.directions)
+        if entry.rule.has_softmax:
+            loss = partial(loss, label_smoothing=side.label_smoothing, hardness=side.hardness)
         measured = accuracy, mean_cosine(vectors[0]), mean_cosine(vectors[1])
-        return self._on_prefixes(side, loss, vectors) * weight, measured
+        return self._on_prefixes(side, loss, vectors) * weight, self._added(side, vectors, shard, duplicates), measured
 
-    def _duplicates(
-        self, name: SideName, task: SourceTask, batch: Mapping[str, Tensor], shard: Shard
-    ) -> dict[str, Any]:
+    def _added(
+        self, side: Side, vectors: Sequence[Tensor], shard: Shard, duplicates: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """The terms that the side weighs."""
+        wanted = [name for name in TERMS if getattr(side, name)]
+        if not wanted:
+            return {}
+        ids: dict[str, Any] = {name: duplicates.get(name) for name in ("query_ids", "target_ids", "row_ids")}
+        pairing = make_pairing(*vectors[:2], **ids, duplicates="mask", rows=shard.rows)
+        terms = {name: partial(TERMS[name], pairing=pairing, tile_size=self.tile_size) for name in wanted}
+        values = {name: self._on_prefixes(side, term, vectors[:2]) for name, term in terms.items()}
+        return {name: value * shard.weight if name == "alignment" else value for name, value in values.items()}
+
+    def _duplicates(self, name: SideName, negatives: bool, batch: Mapping[str, Tensor], shard: Shard) -> dict[str, Any]:
         """A loss's options for true pairs that are not own pairs."""
         if self.false_negatives == "keep":
             return {}
@@ -310,7 +334,7 @@ class JointObjective(nn.Module):
         options = {"duplicates": self.false_negatives, "query_ids": queries, "target_ids": targets}
         if "row_ids" in batch:
             options["row_ids"] = gather_ids(batch["row_ids"], shard)
-        if task == "triplet":
+        if negatives:
             own = batch["negative_ids"].reshape(shard.rows.stop - shard.rows.start, -1)
             options["negative_ids"] = gather_ids(own, shard)
         return options

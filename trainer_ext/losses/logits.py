@@ -1,6 +1,7 @@
 """What all losses share: unit vectors and logits in fp32, the temperature, checks of arguments."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,45 @@ def check_tile_size(tile_size: int | None) -> None:
     """Refuse a tile size that is not positive."""
     if tile_size is not None and tile_size < 1:
         raise ValueError(f"tile_size {tile_size} must be positive, or None for the whole matrix at once.")
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """What a softmax over candidates does besides the paper's formula; the defaults do nothing.
+
+    ``label_smoothing``: the share of the target that all candidates have alike. ``hardness``: the factor of the cosines
+    that are added to the logits of negatives, without gradient. ``info_nce`` has the formulas.
+
+    >>> Softmax(label_smoothing=1.0)
+    Traceback (most recent call last):
+    ValueError: label_smoothing 1.0 must be at least 0 and less than 1.
+    """
+
+    label_smoothing: float = 0.0
+    hardness: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing {self.label_smoothing} must be at least 0 and less than 1.")
+        if not 0 <= self.hardness < math.inf:
+            raise ValueError(f"hardness {self.hardness} must be a number of at least 0.")
+
+    def harder(self, logits: Tensor, scale: Tensor, positives: Tensor | None, own: int | None) -> Tensor:
+        """Logits (rows, columns) with those of negatives raised.
+
+        Args:
+            logits: scale times the cosines.
+            positives: (rows, columns) bool; None if only the ``own``-th diagonal holds positives, and with None for
+                that, too, nothing does.
+        """
+        if not self.hardness:
+            return logits
+        added = logits.detach() * (self.hardness / scale.detach())
+        if positives is not None:
+            added.masked_fill_(positives, 0.0)
+        elif own is not None:
+            added.diagonal(own).zero_()
+        return logits + added
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -130,6 +130,14 @@ class Pairing:
         """The own columns of these rows of the matrix."""
         return slice(rows.start + self.rows.start, rows.stop + self.rows.start)
 
+    def own_diagonal(self, rows: slice, columns: slice) -> int:
+        """Which diagonal of this block holds the own columns; it may lie outside."""
+        return self.rows.start + rows.start - columns.start
+
+    def true(self, rows: slice, columns: slice) -> Tensor | None:
+        """(rows, columns) bool: the true pairs of this block; None when only the own columns are."""
+        return self._true(rows, columns) if self.ids else None
+
     def positives(self, rows: slice, columns: slice) -> Tensor | None:
         """(rows, columns) bool: the positives of this block; None when only the own columns are."""
         return self._true(rows, columns) if self.ids and self.multi_positive else None
@@ -139,7 +147,7 @@ class Pairing:
         if not self.ids or self.multi_positive:
             return None
         true = self._true(rows, columns)
-        true.diagonal(self.rows.start + rows.start - columns.start).fill_(False)
+        true.diagonal(self.own_diagonal(rows, columns)).fill_(False)
         return true
 
     def extra_left_out(self, rows: slice, extra: slice) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 The tiled form walks the matrix in tiles:
 
-    (1) forward: a running log-sum-exp for each row and each column, tile after tile; nothing else is kept.
+    (1) forward: a running log-sum-exp for each row and each column, tile after tile, with label smoothing also the sum
+        of its logits; nothing else is kept.
     (2) backward: every tile is computed again, turned into its slice of the gradient dL/dl, and multiplied at once
         into the gradients of its rows and columns.
     (3) the gradient with respect to a unit vector becomes that of the raw vector: (g - (g.u) u) / norm, by blocks.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer_ext.losses.logits import EPS, compute_dtype
+from trainer_ext.losses.logits import EPS, Softmax, compute_dtype
 from trainer_ext.losses.pairing import Pairing
 
 
@@ -29,6 +30,7 @@ def tiled_contrast(
     scale: Tensor,
     pairing: Pairing,
     column_term: bool,
+    softmax: Softmax,
     tile_size: int,
 ) -> Tensor:
     """``info_nce.plain_contrast`` in tiles of ``tile_size`` x ``tile_size`` logits.
@@ -37,7 +39,7 @@ def tiled_contrast(
     of one element. Gradients reach all four. Not twice differentiable.
     """
     with torch.autocast(device_type=rows.device.type, enabled=False):
-        return _TiledContrast.apply(rows, columns, extra, scale, pairing, column_term, tile_size)
+        return _TiledContrast.apply(rows, columns, extra, scale, pairing, column_term, softmax, tile_size)
 
 
 class _Units:
@@ -63,6 +65,33 @@ class _Units:
         return unit_gradient.addcmul_(unit, along, value=-1).div_(norm.clamp_min(EPS))
 
 
+class _Candidates:
+    """What is kept of the logits of each row or column: a running log-sum-exp; when smoothed, sum and number too."""
+
+    def __init__(self, of: _Units, softmax: Softmax) -> None:
+        self.smoothing = softmax.label_smoothing
+        self.lse = of.norms.new_full((len(of),), -torch.inf)
+        self.sum, self.count = (of.norms.new_zeros(len(of) if self.smoothing else 0) for _ in range(2))
+
+    def add(self, block: slice, logits: Tensor, left_out: Tensor | None, dim: int) -> None:
+        """Count a tile's logits, summed over ``dim``, for the rows or columns ``block``."""
+        if self.smoothing:
+            self.sum[block] += (logits if left_out is None else logits.masked_fill(left_out, 0.0)).sum(dim=dim)
+            self.count[block] += logits.shape[dim] if left_out is None else (~left_out).sum(dim=dim)
+        kept = logits if left_out is None else logits.masked_fill(left_out, -torch.inf)
+        self.lse[block] = torch.logaddexp(self.lse[block], kept.logsumexp(dim=dim))
+
+    def terms(self, own: Tensor) -> Tensor:
+        """The sum over all rows or columns of LSE - (1 - e) own - e mean."""
+        if not self.smoothing:
+            return (self.lse - own).sum()
+        return (self.lse - (1.0 - self.smoothing) * own - self.smoothing * self.sum / self.count).sum()
+
+    def even_share(self, block: slice) -> Tensor:
+        """What the target gives each candidate of these rows or columns."""
+        return self.smoothing / self.count[block]
+
+
 class _TiledContrast(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -73,13 +102,14 @@ class _TiledContrast(torch.autograd.Function):
         scale: Tensor,
         pairing: Pairing,
         column_term: bool,
+        softmax: Softmax,
         tile_size: int,
     ) -> Tensor:
         dtype = compute_dtype(rows, columns, extra)
         u, v = _Units(rows, dtype), _Units(columns, dtype)
         w = None if extra is None else _Units(extra, dtype)
-        row_lse = u.norms.new_full((len(u),), -torch.inf)
-        column_lse = v.norms.new_full((len(v),), -torch.inf) if column_term else None
+        of_rows = _Candidates(u, softmax)
+        of_columns = _Candidates(v, softmax) if column_term else None
         counts = u.norms.new_zeros(len(u)) if pairing.multi_positive and pairing.ids else None
         column_counts = v.norms.new_zeros(len(v)) if column_term and counts is not None else None
         own = u.norms.new_zeros(len(u))  # logit of the own column, or the mean over all positives of the row
@@ -100,23 +130,24 @@ class _TiledContrast(torch.autograd.Function):
                     if column_counts is not None:
                         column_counts[j] += positives.sum(dim=0)
                         column_own[j] += true_logits.sum(dim=0)
-                _leave_out(logits, pairing.left_out(i, j))
-                row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(dim=1))
-                if column_lse is not None:
-                    column_lse[j] = torch.logaddexp(column_lse[j], logits.logsumexp(dim=0))
+                logits = softmax.harder(logits, scale, positives, pairing.own_diagonal(i, j))
+                left_out = pairing.left_out(i, j)
+                of_rows.add(i, logits, left_out, dim=1)
+                if of_columns is not None:
+                    of_columns.add(j, logits, left_out, dim=0)
             if w is not None:
                 for j in w.tiles(tile_size):
-                    logits = scaled @ w[j].T
-                    _leave_out(logits, pairing.extra_left_out(i, j))
-                    row_lse[i] = torch.logaddexp(row_lse[i], logits.logsumexp(dim=1))
+                    logits = softmax.harder(scaled @ w[j].T, scale, None, None)
+                    of_rows.add(i, logits, pairing.extra_left_out(i, j), dim=1)
         if counts is not None:
             own /= counts
             if column_term:
                 column_own /= column_counts
 
-        ctx.save_for_backward(rows, columns, extra, scale, row_lse, column_lse, counts, column_counts)
-        ctx.pairing, ctx.tile_size = pairing, tile_size
-        total = (row_lse - own).sum() + ((column_lse - column_own).sum() if column_term else 0.0)
+        ctx.save_for_backward(rows, columns, extra, scale, counts, column_counts)
+        ctx.of_rows, ctx.of_columns = of_rows, of_columns
+        ctx.pairing, ctx.softmax, ctx.tile_size = pairing, softmax, tile_size
+        total = of_rows.terms(own) + (0.0 if of_columns is None else of_columns.terms(column_own))
         return total / max(len(u), 1)
 
     @staticmethod
@@ -128,10 +159,18 @@ class _TiledContrast(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the arguments of ``_TiledContrast.forward``, None where none is needed."""
-    rows, columns, extra, scale, row_lse, column_lse, counts, column_counts = ctx.saved_tensors
-    pairing, tile_size, dtype = ctx.pairing, ctx.tile_size, row_lse.dtype
+    rows, columns, extra, scale, counts, column_counts = ctx.saved_tensors
+    of_rows, of_columns, pairing, softmax, tile_size = (
+        ctx.of_rows,
+        ctx.of_columns,
+        ctx.pairing,
+        ctx.softmax,
+        ctx.tile_size,
+    )
+    dtype = of_rows.lse.dtype
     u, v = _Units(rows, dtype), _Units(columns, dtype)
-    terms = 1 if column_lse is None else 2
+    own_share = 1.0 - softmax.label_smoothing  # of a term's target that is its own column's, or its positives'
+    terms = 1 if of_columns is None else 2
     grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
     grad_columns = torch.zeros_like(columns, dtype=dtype) if ctx.needs_input_grad[1] else None
     grad_extra = torch.zeros_like(extra, dtype=dtype) if ctx.needs_input_grad[2] else None
@@ -139,32 +178,40 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # dL/d(unit vector) is this factor times the sum of dL/dl over one side, times the unit vectors of the other
     factor = grad.to(dtype) / max(len(u), 1)
 
-    blocks = [(v, grad_columns, pairing.left_out, column_lse)]
+    blocks = [(v, grad_columns, pairing.left_out, of_columns)]
     if extra is not None:
         blocks.append((_Units(extra, dtype), grad_extra, pairing.extra_left_out, None))
     for i in u.tiles(tile_size):
         unit = u[i]
         scaled, grad_unit = unit * scale, torch.zeros_like(unit)
-        for others, grad_others, left_out, other_lse in blocks:
+        for others, grad_others, left_out, of_others in blocks:
             for j in others.tiles(tile_size):
                 other = others[j]
-                logits = _leave_out(scaled @ other.T, left_out(i, j))
-                grad_logits = (logits - row_lse[i, None]).exp_()  # (2)
-                if other_lse is not None:
-                    grad_logits += logits.sub_(other_lse[j]).exp_()
                 positives = pairing.positives(i, j) if others is v else None
+                own_diagonal = pairing.own_diagonal(i, j) if others is v else None
+                logits = softmax.harder(scaled @ other.T, scale, positives, own_diagonal)
+                out = left_out(i, j)
+                logits = _leave_out(logits, out)
+                grad_logits = (logits - of_rows.lse[i, None]).exp_()  # (2)
+                if of_others is not None:
+                    grad_logits += logits.sub_(of_others.lse[j]).exp_()
                 if positives is not None:
                     share = 1.0 / counts[i, None]
                     if column_counts is not None:
                         share = share + 1.0 / column_counts[j]
-                    grad_logits -= positives * share
+                    grad_logits -= positives * (own_share * share)
+                if softmax.label_smoothing:
+                    even = of_rows.even_share(i)[:, None]
+                    if of_others is not None:
+                        even = even + of_others.even_share(j)
+                    grad_logits -= even if out is None else even * ~out
                 grad_unit.addmm_(grad_logits, other)
                 if grad_others is not None:
                     grad_others[j].addmm_(grad_logits.T, unit)
         if counts is None:  # the own column's -1 of each term
-            grad_unit.add_(v[pairing.own(i)], alpha=-terms)
+            grad_unit.add_(v[pairing.own(i)], alpha=-terms * own_share)
             if grad_columns is not None:
-                grad_columns[pairing.own(i)].add_(unit, alpha=-terms)
+                grad_columns[pairing.own(i)].add_(unit, alpha=-terms * own_share)
         grad_scale += (grad_unit * unit).sum()  # sum_ij dL/dl_ij (u_i . v_j)
         if grad_rows is not None:
             grad_rows[i] = u.raw_gradient(grad_unit.mul_(scale * factor), i)
@@ -178,7 +225,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if grad_extra is not None:
         grad_extra = grad_extra.to(extra.dtype)
     grad_scale = (grad_scale * factor).to(scale.dtype)
-    return grad_rows, grad_columns, grad_extra, grad_scale, None, None, None
+    return grad_rows, grad_columns, grad_extra, grad_scale, None, None, None, None
 
 
 def _leave_out(logits: Tensor, entries: Tensor | None) -> Tensor:

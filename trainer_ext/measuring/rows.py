@@ -83,8 +83,9 @@ class ChosenRows:
         return [self._item(column, text) for text in self.values(column)]
 
     def lists(self, column: str) -> list[list[str]]:
-        """A column of one text or several a row; negatives are prompted and instructed as positives are."""
-        named = "positive" if column == "negatives" else column
+        """A column of one text or several a row; negatives are prompted and instructed as right answers are."""
+        right = "caption" if self.source.task == "image-text" else "positive"
+        named = right if column == "negatives" else column
         values = self.values(column)
         return [[self._item(named, text) for text in ([own] if isinstance(own, str) else own)] for own in values]
 

@@ -105,13 +105,9 @@ def _negatives(mined: Mined, row: MinedRow) -> dict[str, Any]:
 
 
 def source_entry(mined: Mined, name: str, path: Path) -> str:
-    """The item of a source list that reads the table, as YAML; its location is absolute.
-
-    Pictures with hard negatives have no loss yet: their entry trains the pictures with their captions, and the column
-    ``negatives`` is not read.
-    """
+    """The item of a source list that reads the table, as YAML; its location is absolute."""
     pictures = mined.pairs.pictures is not None
-    columns = ["image", "caption"] if pictures else ["query", "positive", "negatives"]
+    columns = ["image", "caption", "negatives"] if pictures else ["query", "positive", "negatives"]
     columns += ["id"] if any(mined.pairs.query_ids) else []
     entry: dict[str, Any] = {
         "name": f"{name}-mined",

@@ -21,7 +21,9 @@ from trainer_ext.recipe.schema import (
     IMAGE_PARTS,
     LOSS_RULES,
     PROMPTED,
+    RIGHT_ANSWERS,
     TASK_COLUMNS,
+    TERMS,
     TEXT_PARTS,
     InitializeSpec,
     LoraSpec,
@@ -87,7 +89,8 @@ def _column_problems(source: Source) -> Iterator[Problem]:
 def _prompt_problems(source: Source) -> Iterator[Problem]:
     allowed = [name for name in PROMPTED if name in TASK_COLUMNS[source.task][0]]
     for name in source.prompts.keys() - set(allowed):
-        more = " Negatives get the prompt of positive." if name == "negatives" else ""
+        right = next((column for column in RIGHT_ANSWERS if column in allowed), "")
+        more = f" Negatives get the prompt of {right}." if name == "negatives" else ""
         yield f"prompts.{name}", f"task {source.task} has prompts for {' and '.join(allowed)}.{more}"
 
 
@@ -124,12 +127,16 @@ def loss_problems(place: str, side_name: SideName, side: SideLoss) -> Iterator[P
         names = " or ".join(repr(name) for name, other in LOSS_RULES.items() if side_name in other.tasks)
         yield f"{place}.loss", f"{side.loss!r} {rule.elsewhere}; the {side_name} side takes {names}."
         return
-    if not rule.has_directions:
-        for option in ("reduction", "directions"):
+    no_use = {
+        "compares pairs and has no directions": () if rule.has_directions else ("reduction", "directions"),
+        "has no softmax over candidates": () if rule.has_softmax else ("label_smoothing", "hardness"),
+        "is for pairs that are not all true": TERMS if rule.tasks[side_name] == "scored-pair" else (),
+    }
+    for reason, options in no_use.items():
+        for option in options:
             value = getattr(side, option)
             if value != SideLoss.model_fields[option].default:
-                words = f"is {value!r}, but {side.loss} compares pairs and has no directions. Take it out."
-                yield f"{place}.{option}", words
+                yield f"{place}.{option}", f"is {value!r}, but {side.loss} {reason}. Take it out."
     for option, values in rule.refused.items():
         value = getattr(side, option)
         if value in values:
@@ -205,7 +212,9 @@ def stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterat
 def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequence[Source]) -> Iterator[Problem]:
     tasks = {source.name: source.task for source in sources}
     yield from loss_problems(place, side_name, side)
-    task = LOSS_RULES[side.loss].tasks.get(side_name)
+    rule = LOSS_RULES[side.loss]
+    task = rule.tasks.get(side_name)
+    without = {source.name for source in sources if "negatives" not in source.columns}
     if task is None:
         return
     shares = shares_problem(sources, side.sources, side.sampling_alpha)
@@ -228,6 +237,12 @@ def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequenc
             yield (
                 f"{place}.sources.{position}",
                 (f"{name!r} has task {tasks[name]}, but {side_name} with loss {side.loss} needs task {task}."),
+            )
+        elif rule.takes_negatives(side_name) and name in without:
+            yield (
+                f"{place}.sources.{position}",
+                f"{name!r} maps no column negatives, which loss {side.loss} needs. Add negatives: THE DATA'S COLUMN "
+                "NAME to its columns (python -m trainer_ext mine makes one), or take loss info_nce.",
             )
 
 

@@ -57,13 +57,14 @@ Format = Literal["parquet", "arrow", "json", "csv", "imagefolder", "webdataset",
 # Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates), and is the
 # only one that may share its column with another.
 TASK_COLUMNS: dict[SourceTask, tuple[frozenset[str], frozenset[str]]] = {
-    "image-text": (frozenset({"image", "caption"}), frozenset({"id"})),
+    "image-text": (frozenset({"image", "caption"}), frozenset({"id", "negatives"})),
     "text-pair": (frozenset({"query", "positive"}), frozenset({"id"})),
     "triplet": (frozenset({"query", "positive", "negatives"}), frozenset({"id"})),
     "scored-pair": (frozenset({"query", "positive", "score"}), frozenset()),
 }
-# Columns that may have a prompt. Negatives get the positives' one: a prompt must not tell them apart.
+# Columns that may have a prompt. Negatives get that of the right answers: a prompt must not tell them apart.
 PROMPTED = ("caption", "query", "positive")
+RIGHT_ANSWERS = ("caption", "positive")
 # Rows that a streaming source holds in memory to shuffle them, where the recipe does not say.
 SHUFFLE_BUFFER = 10_000
 
@@ -93,8 +94,8 @@ CropScale = Annotated[list[float], Field(min_length=2, max_length=2), AfterValid
 class Source(Strict):
     """One list of training rows, as an item of ``configuration/sources/*.yaml``.
 
-    ``columns`` maps our names (image, caption, id | query, positive, negatives | query, positive, score) to the data's
-    own column names; a dot leads into a nested one (``caption: json.text``).
+    ``columns`` maps our names (image, caption, negatives, id | query, positive, negatives | query, positive, score) to
+    the data's own column names; a dot leads into a nested one (``caption: json.text``).
     ``location`` is a file, a glob pattern or a folder; for "hub" a data set's name such as ``owner/photos``, read at
     the commit ``revision`` and configuration ``config``; for "embedded" a table such as ``openmoji/short_captions``.
     ``image_folder`` is where relative paths of pictures start, if that is not the folder of the files that name them.
@@ -135,6 +136,8 @@ Directions = Literal["both", "forward", "backward"]
 Temperature = float | Literal["trained"]
 FalseNegatives = Literal["mask", "positive", "keep"]
 
+# Terms beside a side's loss, for pairs that are all true; their functions are in ``losses.joint``.
+TERMS = ("alignment", "uniformity", "cross_uniformity")
 SIDES: tuple[SideName, ...] = ("image_text", "text")
 
 
@@ -144,24 +147,33 @@ class LossRule:
 
     ``words`` name it on a model card and in the run's record. ``tasks`` are the sides that it works for, each with the
     task of their sources; ``elsewhere`` says why it does not work for the other one. A loss without ``has_directions``
-    has neither ``reduction`` nor ``directions``. ``refused`` are values of a side's options, each with the reason and
-    the cure: ``{"temperature": {"trained": "but ... Give a number."}}``.
+    has neither ``reduction`` nor ``directions``; only one with ``has_softmax`` has ``label_smoothing`` and
+    ``hardness``. ``has_negatives``: it needs the column ``negatives`` of image-text
+    sources, which is optional there; triplets have it anyway. ``refused`` are values of a side's options, each with the
+    reason and the cure: ``{"temperature": {"trained": "but ... Give a number."}}``.
     """
 
     words: str
     tasks: Mapping[SideName, SourceTask]
     elsewhere: str = "does not work here"
     has_directions: bool = True
+    has_softmax: bool = False
+    has_negatives: bool = False
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def takes_negatives(self, side_name: SideName) -> bool:
+        """Whether the loss of this side gets hard negatives."""
+        return self.has_negatives or self.tasks[side_name] == "triplet"
 
 
 # The losses that a recipe may name. ``losses.joint.register`` adds those from elsewhere.
 LOSS_RULES: dict[str, LossRule] = {
-    "info_nce": LossRule("InfoNCE", {"image_text": "image-text", "text": "text-pair"}),
+    "info_nce": LossRule("InfoNCE", {"image_text": "image-text", "text": "text-pair"}, has_softmax=True),
     "info_nce_plus": LossRule(
         "InfoNCE with hard negatives",
-        {"text": "triplet"},
-        elsewhere="needs triplets of texts",
+        {"image_text": "image-text", "text": "triplet"},
+        has_softmax=True,
+        has_negatives=True,
         refused={"directions": {"backward": "which leaves all hard negatives out. Use 'both' or 'forward'."}},
     ),
     "siglip": LossRule(
@@ -219,7 +231,9 @@ class SideLoss(Strict):
     """The objective of one half of a joint step.
 
     ``temperature`` is a fixed number or "trained". Without it the loss of images is trained, that of texts has the
-    run's ``text_temperature``. ``matryoshka`` comes before the recipe's own. ``weight`` is the loss's in the sum.
+    run's ``text_temperature``. ``matryoshka`` comes before the recipe's own. ``weight`` is the side's in the sum.
+    ``label_smoothing`` and ``hardness`` change the softmax; ``alignment``, ``uniformity`` and ``cross_uniformity`` are
+    weights of terms that are added to the loss.
     """
 
     loss: Annotated[str, PlainValidator(_known_loss)] = "info_nce"
@@ -227,6 +241,11 @@ class SideLoss(Strict):
     temperature: Annotated[Temperature | None, PlainValidator(_temperature)] = None
     reduction: Reduction = "sum"
     directions: Directions = "both"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    hardness: Annotated[float, Field(ge=0.0)] = 0.0
+    alignment: Annotated[float, Field(ge=0.0)] = 0.0
+    uniformity: Annotated[float, Field(ge=0.0)] = 0.0
+    cross_uniformity: Annotated[float, Field(ge=0.0)] = 0.0
     matryoshka: Matryoshka | None = None
 
 

@@ -20,6 +20,8 @@ def encoder_inputs(batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         side = batch["image_text"]
         inputs["image"] = {"pixel_values": side["pixel_values"]}
         inputs["caption"] = {name: side[name] for name in ("input_ids", "attention_mask")}
+        if "negatives" in side:
+            inputs["negative_caption"] = side["negatives"]
     if "text" in batch:
         inputs |= {name: batch["text"][name] for name in ("query", "positive", "negatives") if name in batch["text"]}
     return inputs

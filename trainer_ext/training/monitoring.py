@@ -227,7 +227,8 @@ class ThroughputCallback(TrainerCallback):
     def count(self, batch: Mapping[str, Any]) -> None:
         """Add one micro-batch of this process, as ``JointCollator`` made it."""
         image_text, text = batch.get("image_text"), batch.get("text", {})
-        masks = [part["attention_mask"] for part in text.values() if isinstance(part, Mapping)]
+        parts = [*text.values(), *(image_text or {}).values()]
+        masks = [part["attention_mask"] for part in parts if isinstance(part, Mapping)]
         pairs = len(text["query"]["input_ids"]) if text else 0
         if image_text is not None:
             masks.append(image_text["attention_mask"])

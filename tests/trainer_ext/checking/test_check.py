@@ -58,9 +58,10 @@ def test_clean_data_has_no_finding_and_nothing_is_written(
     assert main(["check", str(tiny_recipe), "--no_steps"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "pictures: 36 rows"
-    assert printed[-2:] == [
+    assert printed[-3:] == [
         "note: scored: no stage and no task reads this source. Name it in a stage's sources, or take it out.",
-        "1 note.",
+        "note: contrasted: no stage and no task reads this source. Name it in a stage's sources, or take it out.",
+        "2 notes.",
     ]
     assert "plan: text takes 16 rows of successors, 50.0% of its rows, 1.78 epochs" in printed
     assert (files_below(tiny_recipe.parent), files_below(tmp_path)) == (before, set())

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 import hub_upload
 from tests.trainer_ext.source_files import PAIR_COLUMNS, PICTURE_COLUMNS, write_pictures
 from tests.trainer_ext.tiny_run import NUMBERS
+from trainer_ext import train
 from trainer_ext.__main__ import main
 from trainer_ext.data.holdout import hold_out
 from trainer_ext.data.sources import load_source
@@ -158,13 +159,15 @@ def test_captions_are_hard_negatives_of_pictures(
     assert all(len(set(row["negatives"]) - set(row["caption"])) == 2 for row in table)
     assert ("1 queries, mostly for: picture that cannot be decoded" in printed) == (retriever == "MODEL")
     assert ("broken rows left out: 1" in printed) == (retriever == "MODEL")
-    assert "Stages have no loss for pictures with hard negatives yet" in printed
     recipe = yaml.safe_load(tiny_recipe.read_text())
     recipe["sources"].append(entry_of(printed))
     recipe["stages"] = recipe["stages"][:1]
-    recipe["stages"][0]["image_text"]["sources"] = ["pictures-mined"]
+    [side] = re.findall("# its negatives are read where a stage has image_text: (.*)", printed)
+    recipe["stages"][0]["image_text"] = yaml.safe_load(side) | {"batch_size": 4}
+    recipe["sources"][-1]["max_broken_rows"] = 1
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert "pictures-mined" in {source.name for source in load_recipe(tmp_path / "recipe.yaml").used_sources()}
+    found = train(tmp_path / "recipe.yaml", tmp_path / "run", overrides=["stages.0.steps=2"])
+    assert json.loads((found.folder / "run.json").read_text())["losses"]["info_nce_plus"]
 
 
 WRONG = {

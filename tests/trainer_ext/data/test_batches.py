@@ -185,3 +185,34 @@ def test_workers_make_the_same_batches(processor: JinaCLIPProcessor) -> None:
     for one, other in zip(here, there, strict=True):
         assert one.pop("sources") == other.pop("sources") == {"image_text": "photos", "text": "pairs"}
         torch.testing.assert_close(other, one, rtol=0, atol=0)
+
+
+def contrasted_stage(loss: str) -> Stage:
+    side = {"sources": ["photos"], "batch_size": 2, "loss": loss}
+    return Stage(name="only", steps=1, learning_rate=1.0, max_length=64, image_text=side)
+
+
+def test_negative_captions_are_tokens_for_the_loss_that_takes_them(processor: JinaCLIPProcessor) -> None:
+    rows = [
+        image_row(0, words(3), negatives=[words(4), words(9)]),
+        image_row(1, words(5), negatives=[words(1), words(3)]),
+    ]
+    side = JointCollator(processor, [contrasted_stage("info_nce_plus")])(rows)["image_text"]
+    assert side["negatives"]["input_ids"].shape == (4, 9 + 2)
+    assert side["negatives"]["attention_mask"].sum(1).tolist() == [n + 2 for n in (4, 9, 1, 3)]
+    assert side["negative_ids"].tolist() == stable_ids([words(n) for n in (4, 9, 1, 3)]).tolist()
+    assert side["negative_ids"][3] == side["text_ids"][0]
+    plain = JointCollator(processor, [contrasted_stage("info_nce")])(rows)["image_text"]
+    assert plain.keys() == side.keys() - {"negatives", "negative_ids"}
+
+
+def test_another_caption_of_the_picture_is_no_negative_of_it() -> None:
+    """It counts as the drawn caption, which the loss leaves out; negatives get the caption's prompt."""
+    columns = {"image": "i", "caption": "c", "negatives": "n"}
+    source = Source(
+        name="s", task="image-text", location="x", format="parquet", columns=columns, prompts={"caption": "a photo: "}
+    )
+    stored = {"caption": ["a dog", "one dog"], "negatives": ["a cat", "one dog"], "key": key("image_text", 0)}
+    row = JointDataset([source], {}, seed=1)._finished(source, stored)
+    assert row["caption"] in ("a photo: a dog", "a photo: one dog")
+    assert row["negatives"] == ["a photo: a cat", row["caption"]]

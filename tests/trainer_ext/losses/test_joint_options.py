@@ -24,6 +24,7 @@ from trainer_ext.training.trainer import JinaCLIPTrainer
 IMAGES = "stages.0.image_text={sources: [pictures], batch_size: 4%s}"
 PAIRS = "stages.0.text={sources: [successors], batch_size: 4%s}"
 TRIPLETS = "stages.0.text={sources: [triplets], batch_size: 4, loss: info_nce_plus%s}"
+CONTRASTED = "stages.0.image_text={sources: [contrasted], batch_size: 4, loss: info_nce_plus%s}"
 SCORED = "stages.0.text={sources: [scored], batch_size: 4, loss: cosent%s}"
 # One stage without randomness: one process and two, or a run and its resumption, can be compared.
 QUIET = [
@@ -36,6 +37,17 @@ OPTIONS: dict[str, list[str]] = {
     "mean of directions": [IMAGES % ", reduction: mean", PAIRS % ", reduction: mean"],
     "one direction": [IMAGES % ", directions: forward", PAIRS % ", directions: backward"],
     "hard negatives": [IMAGES % "", TRIPLETS % ""],
+    "negative captions": [CONTRASTED % "", TRIPLETS % ""],
+    "negative captions, prefixes and tiles": [
+        CONTRASTED % ", directions: forward, matryoshka: {dims: [16, 4]}",
+        PAIRS % "",
+        "tile_size=3",
+    ],
+    "smoothing and hardness": [IMAGES % ", label_smoothing: 0.1", PAIRS % ", hardness: 4.0"],
+    "terms": [
+        IMAGES % ", loss: siglip, alignment: 0.5, cross_uniformity: 0.25",
+        TRIPLETS % ", uniformity: 2.0, weight: 3.0",
+    ],
     "fixed temperature": [IMAGES % ", temperature: 0.1", PAIRS % ", temperature: 0.02"],
     "trained text temperature": [IMAGES % "", PAIRS % ", temperature: trained"],
     "weights": [IMAGES % ", weight: 0.25", PAIRS % ", weight: 3.0"],
@@ -56,8 +68,20 @@ SCALES = {name: {"logit_scale"} for name in OPTIONS} | {
     "fixed temperature": set(),
     "trained text temperature": {"logit_scale", "text_logit_scale"},
     "siglip": {"logit_scale", "image_text_bias"},
+    "terms": {"logit_scale", "image_text_bias"},
     "tiles": {"logit_scale", "image_text_bias"},
     "matryoshka of siglip and scores": {"logit_scale", "image_text_bias"},
+}
+# Of what is logged, in the loss.
+WEIGHTS = {
+    "weights": {"loss_image_text": 0.25, "loss_text": 3.0},
+    "terms": {
+        "loss_image_text": 1.0,
+        "alignment_image_text": 0.5,
+        "cross_uniformity_image_text": 0.25,
+        "loss_text": 3.0,
+        "uniformity_text": 6.0,
+    },
 }
 
 
@@ -86,7 +110,7 @@ def by_hand(option: str, name: str, v: dict[str, Tensor], batch: dict[str, Any])
     a, b = (v["image"], v["caption"]) if name == "image_text" else (v["query"], v["positive"])
 
     def whole(dim: int) -> Tensor:
-        if name == "image_text" and ("siglip" in option or option == "tiles"):
+        if name == "image_text" and ("siglip" in option or option in ("tiles", "terms")):
             logits = cosines(a[:, :dim], b[:, :dim]) / t - 10.0
             signs = 2 * torch.eye(len(a)) - 1
             return -F.logsigmoid(signs * logits).sum() / len(a)
@@ -96,12 +120,23 @@ def by_hand(option: str, name: str, v: dict[str, Tensor], batch: dict[str, Any])
             return torch.log1p(torch.stack(pairs).exp().sum())
         matrix = cosines(a[:, :dim], b[:, :dim]) / t
         forward, backward = matrix, matrix.T
-        if "negatives" in v and name == "text":
-            forward = torch.cat([matrix, cosines(a[:, :dim], v["negatives"][:, :dim]) / t], dim=1)
+        extra = v.get("negatives" if name == "text" else "negative_caption")
+        if extra is not None:
+            forward = torch.cat([matrix, cosines(a[:, :dim], extra[:, :dim]) / t], dim=1)
+        if name == "image_text" and option == "negative captions, prefixes and tiles":
+            return direction(forward)
+        if option == "smoothing and hardness" and name == "image_text":
+            labels = torch.arange(len(matrix))
+            return sum(F.cross_entropy(x, labels, label_smoothing=0.1) for x in (forward, backward))
+        if option == "smoothing and hardness":
+            added = 4.0 * matrix * t * (1 - torch.eye(len(matrix)))
+            return direction(forward + added) + direction(backward + added.T)
         if option == "one direction":
             return direction(forward) if name == "image_text" else direction(backward)
         return (direction(forward) + direction(backward)) * (0.5 if option == "mean of directions" else 1.0)
 
+    if name == "image_text" and option == "negative captions, prefixes and tiles":
+        return whole(16) + whole(4)
     if option == "matryoshka":
         return whole(16) + 0.5 * whole(4)
     if option.startswith("matryoshka of"):
@@ -132,9 +167,9 @@ def test_option_is_trained_and_is_its_formula(make_trainer: RunFactory, tmp_path
     assert any(name.startswith("text_model") for name in changed)
     assert any(name.startswith("vision_model") for name in changed)
     assert (tmp_path / "checkpoint-4" / OBJECTIVE_FILE).is_file() == (len(trainer.objective.state_dict()) > 0)
-    weights = {"image_text": 0.25, "text": 3.0} if option == "weights" else {"image_text": 1.0, "text": 1.0}
+    weights = WEIGHTS.get(option, {"loss_image_text": 1.0, "loss_text": 1.0})
     for entry in entries_of(trainer):
-        assert entry["loss"] == pytest.approx(sum(w * entry[f"loss_{name}"] for name, w in weights.items()), rel=1e-5)
+        assert entry["loss"] == pytest.approx(sum(w * entry[name] for name, w in weights.items()), rel=1e-5)
     decays = [
         group["weight_decay"]
         for group in trainer.optimizer.param_groups
@@ -144,7 +179,7 @@ def test_option_is_trained_and_is_its_formula(make_trainer: RunFactory, tmp_path
     assert set(decays) == {0.0}
 
 
-OWN = ["trained text temperature", "siglip"]
+OWN = ["trained text temperature", "siglip", "terms"]
 
 
 @pytest.mark.parametrize("option", OWN)
@@ -218,7 +253,15 @@ def test_a_stage_leaves_what_it_does_not_train(
     assert half[resting].item() != pytest.approx(start, abs=1e-5)
 
 
-CACHED = ["matryoshka of siglip and scores", "siglip", "scored pairs", "trained text temperature", "matryoshka"]
+CACHED = [
+    "negative captions",
+    "matryoshka of siglip and scores",
+    "terms",
+    "siglip",
+    "scored pairs",
+    "trained text temperature",
+    "matryoshka",
+]
 
 
 @pytest.mark.parametrize("option", [CACHED[0], *(pytest.param(x, marks=pytest.mark.slow) for x in CACHED[1:])])
@@ -233,8 +276,10 @@ def test_gradient_cache_changes_nothing(make_trainer: RunFactory, tmp_path: Path
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
+TERMS = ["stages.0.image_text.uniformity=0.5", "stages.0.image_text.label_smoothing=0.1", "tile_size=3"]
 TWO = [
     pytest.param("matryoshka of siglip and scores", ["gradient_cache_chunk_size=1"], id="siglip, scores, cache"),
+    pytest.param("negative captions", ["gradient_cache_chunk_size=1", *TERMS], id="negatives, terms, cache"),
     pytest.param("trained text temperature", [], id="trained text temperature", marks=pytest.mark.slow),
     pytest.param("siglip", ["gradient_accumulation_steps=2"], id="siglip, accumulation", marks=pytest.mark.slow),
     *(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer_ext.losses.test_joint_options import IMAGES, PAIRS, QUIET, SCORED, TRIPLETS
+from tests.trainer_ext.losses.test_joint_options import CONTRASTED, IMAGES, PAIRS, QUIET, SCORED, TRIPLETS
 from tests.trainer_ext.recipe_trees import write
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.recipe import load_recipe
@@ -26,6 +26,32 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "reduction of cosent": ([SCORED % ", reduction: mean"], "reduction: is 'mean', but cosent compares pairs"),
     "backward with negatives": ([TRIPLETS % ", directions: backward"], "leaves all hard negatives out. Use 'both'"),
     "trained cosent": ([SCORED % ", temperature: trained"], "it would fall without end. Give a number."),
+    "smoothing of siglip": (
+        [IMAGES % ", loss: siglip, label_smoothing: 0.1"],
+        "label_smoothing: is 0.1, but siglip has no softmax over candidates. Take it out.",
+    ),
+    "hardness of cosent": (
+        [SCORED % ", hardness: 5.0"],
+        "hardness: is 5.0, but cosent has no softmax over candidates.",
+    ),
+    "alignment of scored pairs": (
+        [SCORED % ", alignment: 1.0"],
+        "alignment: is 1.0, but cosent is for pairs that are not all true. Take it out.",
+    ),
+    "smoothing of all": ([PAIRS % ", label_smoothing: 1.0"], "text.label_smoothing: must be less than 1"),
+    "negative weight": ([PAIRS % ", uniformity: -1.0"], "text.uniformity: must be greater than or equal to 0"),
+    "no negatives": (
+        [IMAGES % ", loss: info_nce_plus"],
+        "image_text.sources.0: 'pictures' maps no column negatives, which loss info_nce_plus needs. Add negatives:",
+    ),
+    "images without negatives backward": (
+        [CONTRASTED % ", directions: backward"],
+        "image_text.directions: is 'backward', which leaves all hard negatives out. Use 'both'",
+    ),
+    "prompt of negatives": (
+        ["sources.contrasted.prompts={negatives: 'a '}"],
+        "prompts.negatives: task image-text has prompts for caption. Negatives get the prompt of caption.",
+    ),
     "temperature": ([PAIRS % ", temperature: 0"], "text.temperature: must be a number above 0 or 'trained', got 0."),
     "word for a temperature": (
         [PAIRS % ", temperature: train"],

@@ -31,7 +31,7 @@ REFUSED = [
     ("stages.0.text.sources", ["hard"], "'hard' has task triplet, but text with loss info_nce needs task text-pair."),
     ("stages.1.text.sources", ["pairs-a"], "text with loss info_nce_plus needs task triplet."),
     ("stages.0.image_text.sources", ["pairs-a"], "image_text with loss info_nce needs task image-text."),
-    ("stages.0.image_text.loss", "info_nce_plus", "the image_text side takes 'info_nce' or 'siglip'."),
+    ("stages.0.image_text.loss", "info_nce_plus", "'photos' maps no column negatives, which loss info_nce_plus needs."),
     ("stages", [], "stages: List should have at least 1 item"),
     ("sources.1.name", "photos", "sources.1 (photos).name: 'photos' is taken by sources.0."),
     ("sources.1.weight", 0, "sources.1 (pairs-a).weight: must be greater than 0, got 0."),
