@@ -140,6 +140,7 @@ RUN: dict[str, list[str]] = {
     "python benchmarks/loss_memory.py": ["--most", "2048"],
     "python -m trainer_ext check my_recipe.yaml --output_dir outputs/check": SHORT,
     "python benchmarks/check_rows.py": ["--rows", "500", "--pictures", "50"],
+    "python benchmarks/effects.py label_smoothing": ["--steps", "2", "--limit", "20"],
     "python benchmarks/memory_advice.py": ["--models", "jina-clip-v1", "--sizes", "224", "--cards", "80"],
 }
 
@@ -239,6 +240,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
         *("its data are not there; test_yaml_loads loads it", nothing),
     ),
     r"python -m trainer_ext evaluate .*": ("tests/test_docs_evaluation.py runs it on the guide's files", nothing),
+    r"python benchmarks/effects\.py .* --write .*": ("takes an hour", file_exists),
     r"python benchmarks/search_scale\.py": ("takes gigabytes and minutes", file_exists),
     r"python -m trainer_ext compare .*": ("tests/trainer_ext/report/test_comparison.py runs it", compare_takes),
     r"pytest -s .*": ("needs the peers of `make peers`", file_exists),

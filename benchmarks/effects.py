@@ -1,0 +1,235 @@
+"""What a key of a recipe changes: paired short runs with and without it, on the demo's data.
+
+    python benchmarks/effects.py label_smoothing
+    python benchmarks/effects.py label_smoothing hardness --seeds 5 --write docs/effects.md
+
+``benchmarks/effects.yaml`` has the arms: a shortened recipe, the overrides of the run *with* and of the run *without*,
+and the figures to compare. Both runs of a pair have the same seed, so the same start, rows and order, and as many
+steps. They are measured on test rows, and the differences of the pairs have a 95% t interval over the seeds; at least
+three are needed. One run takes one to two minutes on two quiet cores.
+
+Runs are kept in ``--folder`` under their recipe and seed, and taken again by later calls: arms of one recipe share the
+runs without. Each says which commit it ran on; delete the folder after a change that matters to them.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from scipy import stats
+
+from trainer_ext import train
+from trainer_ext.evaluation.items import encode_items
+from trainer_ext.evaluation.report import metric_words
+from trainer_ext.evaluation.tasks import Task, figures_of
+from trainer_ext.files import write_json
+from trainer_ext.measuring import build_tasks, load_task_rows
+from trainer_ext.measuring.models import open_model
+from trainer_ext.recipe.evaluation import load_tasks
+
+ARMS = Path(__file__).with_suffix(".yaml")
+FIRST_SEED = 42
+HEAD = "| key | figure | without | with | difference, 95% interval | seeds | seconds a run |"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of ``effects.yaml``.
+
+    ``recipe`` is one of the file's shortened recipes. ``having`` are overrides of the run with the key, ``without``
+    those of the run without it, mostly none. ``figures`` are names as in ``metrics.json``. ``measured`` is the folder
+    inside the run with the key that holds the model to measure, such as ``merged-0.5``. ``prepare`` are arguments of
+    ``python -m trainer_ext`` that make data first. ``{data}`` in overrides and arguments is a folder that all runs
+    share.
+    """
+
+    recipe: str
+    having: list[str]
+    figures: list[str]
+    without: list[str] = field(default_factory=list)
+    measured: str = "."
+    prepare: list[str] | None = None
+
+
+class Difference(NamedTuple):
+    """Mean of paired differences, and half the width of its 95% t interval."""
+
+    mean: float
+    half: float
+
+
+def paired_difference(without: Sequence[float], having: Sequence[float]) -> Difference:
+    """The mean of ``having - without`` with its t interval; pairs belong to the same seed.
+
+    >>> paired_difference([1.0, 2.0, 3.0], [2.0, 3.0, 4.0])
+    Difference(mean=1.0, half=0.0)
+    """
+    if len(without) < 3:
+        raise ValueError(f"{len(without)} pairs are too few for an interval; give at least 3 seeds")
+    differences = [b - a for a, b in zip(without, having, strict=True)]
+    spread = statistics.stdev(differences) / math.sqrt(len(differences))
+    return Difference(statistics.mean(differences), float(stats.t.ppf(0.975, len(differences) - 1)) * spread)
+
+
+class Runs:
+    """The runs of all arms: trained once, measured once, kept in ``folder``."""
+
+    def __init__(self, content: Mapping[str, Any], folder: Path, steps: int | None = None) -> None:
+        self.recipes, self.measured, self.folder, self.steps = content["recipes"], content["measured"], folder, steps
+        self.arms = {name: Arm(**arm) for name, arm in content["arms"].items()}
+        self._tasks: list[Task] = []
+
+    @property
+    def data(self) -> Path:
+        """What arms prepare, shared by all runs."""
+        return self.folder / "data"
+
+    def overrides(self, recipe: str, own: Sequence[str]) -> list[str]:
+        """All overrides of a run: the shortened recipe's, its start, and its own."""
+        spec = self.recipes[recipe]
+        found = ["evaluation=null", "save_strategy=no", "report_to=none", *spec["overrides"]]
+        if "start" in spec:
+            found += [f"model={self.run(spec['start'], [], FIRST_SEED - 1)}", "tokenizer=null"]
+        if self.steps is not None:
+            found.append(f"stages.0.steps={self.steps}")
+        return found + [self._placed(override) for override in own]
+
+    def run(self, recipe: str, own: Sequence[str], seed: int) -> Path:
+        """The folder of a run, trained now if it is not there. ``effect.json`` in it is written last."""
+        overrides = [*self.overrides(recipe, own), f"seed={seed}"]
+        base = self.recipes[recipe]["recipe"]
+        name = blake2b(json.dumps([base, overrides]).encode(), digest_size=8).hexdigest()
+        folder = self.folder / "runs" / name
+        if not (folder / "effect.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
+            begin = time.perf_counter()
+            train(base, folder, overrides=overrides)
+            seconds = time.perf_counter() - begin
+            write_json(folder / "effect.json", {"overrides": overrides, "seconds": seconds, "commit": commit()})
+        elif (made := json.loads((folder / "effect.json").read_text())["commit"]) != commit():
+            print(f"{folder} was trained on commit {made}; delete it if that matters here", file=sys.stderr)
+        return folder
+
+    def figures(self, model: Path) -> dict[str, float]:
+        """The figures of a model on the held-out tasks, measured once."""
+        kept = model / f"effect_figures_{self.measured['limit']}.json"
+        if not kept.is_file():
+            encoders = open_model(model)
+            vectors = encode_items(
+                encoders.encode_text, encoders.encode_image, (item for task in self.tasks() for item in task.items)
+            )
+            found = figures_of(vectors, self.tasks())
+            write_json(kept, {name: figure.value for name, figure in found.items()})
+        return json.loads(kept.read_text())
+
+    def tasks(self) -> list[Task]:
+        """The tasks of ``measured``, read once."""
+        if not self._tasks:
+            limit, names = self.measured["limit"], self.measured["tasks"]
+            content = load_tasks(self.measured["suite"])
+            chosen = [
+                task.model_copy(update={"limit": min(task.limit or limit, limit)})
+                for task in content.tasks
+                if task.name in names
+            ]
+            self._tasks = build_tasks(chosen, load_task_rows(chosen, content.sources), progress=False)
+        return self._tasks
+
+    def compare(self, name: str, seeds: Sequence[int]) -> list[str]:
+        """The rows of the table for an arm."""
+        arm = self.arms[name]
+        if arm.prepare is not None:
+            self._prepare(name, arm.prepare)
+        run = partial(self.run, arm.recipe)
+        pairs = [(run(arm.without, seed), run(arm.having, seed)) for seed in seeds]
+        without, having = zip(*((self.figures(a), self.figures(b / arm.measured)) for a, b in pairs), strict=True)
+        seconds = [statistics.median(map(seconds_of, folders)) for folders in zip(*pairs, strict=True)]
+        rows = []
+        for figure in arm.figures:
+            one, other = ([100 * found[figure] for found in runs] for runs in (without, having))
+            mean, half = paired_difference(one, other)
+            cells = [f"`{name}`", " ".join(metric_words(figure)), *(f"{statistics.mean(x):.1f}" for x in (one, other))]
+            cells += [f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})", str(len(seeds))]
+            rows.append(f"| {' | '.join([*cells, f'{seconds[0]:.0f}, {seconds[1]:.0f}'])} |")
+        return rows
+
+    def _placed(self, text: str) -> str:
+        return text.replace("{data}", str(self.data))
+
+    def _prepare(self, name: str, arguments: Sequence[str]) -> None:
+        """Make an arm's data once; ``{data}/NAME.done`` is written last."""
+        done = self.data / f"{name}.done"
+        if not done.is_file():
+            self.data.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "trainer_ext", *map(self._placed, arguments)]
+            subprocess.run(command, check=True)
+            done.touch()
+
+
+def seconds_of(run: Path) -> float:
+    """How long a run took, its data included."""
+    return json.loads((run / "effect.json").read_text())["seconds"]
+
+
+def commit() -> str:
+    """The commit of the code, or "unknown" outside of a clone."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def with_rows(page: str, name: str, rows: Sequence[str]) -> str:
+    """The page with these rows for an arm, in place of its earlier ones or at the end of its table.
+
+    >>> page = with_rows(f"{HEAD}\\n|---|\\n| `b` | 1 |\\n\\nwords", "a", ["| `a` | 2 |"])
+    >>> page.splitlines()[2:]
+    ['| `b` | 1 |', '| `a` | 2 |', '', 'words']
+    """
+    lines = page.splitlines()
+    own = [place for place, line in enumerate(lines) if line.startswith(f"| `{name}` |")]
+    if HEAD not in lines:
+        raise ValueError(f"the page has no table with the head {HEAD}")
+    place = own[0] if own else lines.index(HEAD) + 2
+    lines = [line for line in lines if not line.startswith(f"| `{name}` |")]
+    while not own and place < len(lines) and lines[place].startswith("|"):
+        place += 1
+    return "\n".join([*lines[:place], *rows, *lines[place:]]) + ("\n" if page.endswith("\n") else "")
+
+
+def main() -> None:
+    """Run the arms asked for and print their rows."""
+    content = yaml.safe_load(ARMS.read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", choices=list(content["arms"]), metavar="NAME", help="arms of effects.yaml")
+    parser.add_argument("--seeds", type=int, default=3, help="pairs of runs; at least 3 (default)")
+    parser.add_argument("--steps", type=int, help="steps of every run; by default the recipe's")
+    parser.add_argument("--limit", type=int, help="test rows of each task; by default those of the file")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/effects"), help="where runs are kept")
+    parser.add_argument("--write", type=Path, help="a page whose table gets the rows")
+    options = parser.parse_args()
+    if options.seeds < 3:
+        parser.error(f"--seeds {options.seeds} are too few for an interval; give at least 3")
+    content["measured"]["limit"] = options.limit or content["measured"]["limit"]
+    runs = Runs(content, options.folder.absolute(), options.steps)
+    for name in options.names:
+        rows = runs.compare(name, range(FIRST_SEED, FIRST_SEED + options.seeds))
+        print("\n".join([HEAD, "|---|---|--:|--:|--:|--:|--:|", *rows]), flush=True)
+        if options.write is not None:
+            page = options.write.read_text(encoding="utf-8")
+            options.write.write_text(with_rows(page, name, rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
