@@ -52,7 +52,7 @@ class Arm:
     those of the run without it, mostly none. ``figures`` are names as in ``metrics.json``. ``measured`` is the folder
     inside the run with the key that holds the model to measure, such as ``merged-0.5``. ``prepare`` are arguments of
     ``python -m trainer_ext`` that make data first. ``{data}`` in overrides and arguments is a folder that all runs
-    share.
+    share, ``{start}`` the model that an arm tunes.
     """
 
     recipe: str
@@ -100,11 +100,13 @@ class Runs:
         """All overrides of a run: the shortened recipe's, its start, and its own."""
         spec = self.recipes[recipe]
         found = ["evaluation=null", "save_strategy=no", "report_to=none", *spec["overrides"]]
+        start = ""
         if "start" in spec:
-            found += [f"model={self.run(spec['start'], [], FIRST_SEED - 1)}", "tokenizer=null"]
+            start = str(self.run(spec["start"], [], FIRST_SEED - 1))
+            found += [f"model={start}", "tokenizer=null"]
         if self.steps is not None:
             found.append(f"stages.0.steps={self.steps}")
-        return found + [self._placed(override) for override in own]
+        return found + [self._placed(override).replace("{start}", start) for override in own]
 
     def run(self, recipe: str, own: Sequence[str], seed: int) -> Path:
         """The folder of a run, trained now if it is not there. ``effect.json`` in it is written last."""

@@ -324,8 +324,9 @@ def test_yaml_loads(page: str, checkout: Path, tmp_path: Path, monkeypatch: pyte
             (tmp_path / "my_sources.yaml").write_text(yaml.safe_dump(block))
     for block in blocks:
         if isinstance(block, dict) and "stages" in block:
-            if str(block["model"]).startswith("outputs/"):
-                block["model"] = str(checkout / block["model"])
+            for section in (block, block.get("teacher", {})):
+                if str(section.get("model")).startswith("outputs/"):
+                    section["model"] = str(checkout / section["model"])
             (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(block))
             recipe = load_recipe(tmp_path / "recipe.yaml")
             assert recipe.name == block["name"]

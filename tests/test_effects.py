@@ -1,5 +1,6 @@
 """The harness of docs/effects.md: its statistics, its table, its arms, and a whole comparison on the tiny run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import yaml
 from scipy import stats
 
 from benchmarks.effects import ARMS, HEAD, Runs, paired_difference, with_rows
+from tests.trainer_ext.tiny_run import write_data, write_recipe
 from trainer_ext.recipe.evaluation import load_tasks
+from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import load_recipe
 
 PAGE = (Path(__file__).parents[1] / "docs" / "effects.md").read_text(encoding="utf-8")
@@ -42,15 +45,19 @@ def test_an_arm_is_a_recipe_and_the_page_names_it(name: str, tmp_path: Path) -> 
     tasks = {task.name for task in load_tasks(CONTENT["measured"]["suite"]).tasks} & set(CONTENT["measured"]["tasks"])
     assert {figure.partition("/")[0] for figure in arm.figures} <= tasks
     assert arm.having != arm.without
+    shutil.copy(find_resource("models", "openmoji-small"), tmp_path / "config.json")  # a model's folder to a recipe
     for own in (arm.having, arm.without):
-        recipe = load_recipe(spec["recipe"], [*spec["overrides"], *(text.replace("{data}", "x") for text in own)])
+        own = [text.replace("{data}", "x").replace("{start}", str(tmp_path)) for text in own]
+        recipe = load_recipe(spec["recipe"], [*spec["overrides"], *own])
         assert len(recipe.stages) == 1
     assert f"`{name}`" in PAGE
 
 
 @pytest.mark.slow
-def test_a_whole_comparison(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_whole_comparison(tmp_path: Path) -> None:
     """Runs without are shared by arms, and a second call trains nothing."""
+    write_data(tmp_path)
+    tiny_recipe = write_recipe(tmp_path)
     sources = yaml.safe_load(tiny_recipe.read_text())["sources"][:2]
     tasks = [{"name": "pictures", "source": "pictures"}, {"name": "texts", "source": "successors"}]
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"sources": sources, "tasks": tasks}))

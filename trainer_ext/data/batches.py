@@ -246,6 +246,27 @@ class JointCollator:
         return {name: _padded(list(islice(rows, len(texts))), pad) for name, texts in columns.items()}
 
 
+class TaughtCollator:
+    """The trainer's batch, and under ``teacher`` the same rows as a teacher's collator makes them."""
+
+    def __init__(self, own: JointCollator, teacher: JointCollator) -> None:
+        self._own, self._teacher = own, teacher
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return self._own(rows) | {"teacher": self._teacher(rows)}
+
+
+def collator_of(
+    stages: Sequence[Stage], seed: int, processor: Any, teacher: Any = None
+) -> JointCollator | TaughtCollator:
+    """The collator of a run; ``teacher`` is its teacher's processor, with tokens and an image size of its own."""
+    own = JointCollator(processor, stages, seed)
+    if teacher is None:
+        return own
+    sized = [stage.model_copy(update={"image_size": None}) for stage in stages]
+    return TaughtCollator(own, JointCollator(teacher, sized, seed))
+
+
 def _padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max()) < lengths[:, None]  # (rows, tokens)

@@ -137,6 +137,11 @@ def _training_text(
     if lora := recipe.get("lora"):
         towers = " and ".join(lora["towers"])
         methods.append(f"LoRA of rank {lora['r']} (alpha {lora['alpha']:g}) on {towers}, merged into these weights.")
+    if taught := recipe.get("teacher"):
+        where = " and ".join(SIDES[name] for name in taught["sides"])
+        methods.append(
+            f"A teacher's {taught['kind']} beside the losses of the {where} side (weight {taught['weight']:g})."
+        )
     if matryoshka := recipe.get("matryoshka"):
         methods.append(f"Matryoshka losses at {', '.join(map(str, matryoshka['dims']))} dimensions.")
     if chunk := training.get("gradient_cache_chunk_size"):

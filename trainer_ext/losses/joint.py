@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from trainer_ext.losses.batch_metrics import in_batch_accuracy, mean_cosine, order_accuracy
 from trainer_ext.losses.cosent import cosent
+from trainer_ext.losses.distillation import score_divergence, vector_distance
 from trainer_ext.losses.gather import Shard, gather_ids, gather_with_grad, replicated, shard_of
 from trainer_ext.losses.info_nce import info_nce, info_nce_plus
 from trainer_ext.losses.logits import clamp_logit_scale_, clamped_temperature
 from trainer_ext.losses.matryoshka import matryoshka
-from trainer_ext.losses.pairing import make_pairing
 from trainer_ext.losses.siglip import BIAS, siglip, siglip_chance
-from trainer_ext.losses.uniformity import alignment, cross_uniformity, uniformity
+from trainer_ext.losses.uniformity import TERMS, terms_of
 from trainer_ext.recipe.schema import (
     LOSS_RULES,
     FalseNegatives,
@@ -41,6 +41,7 @@ from trainer_ext.recipe.schema import (
     Side,
     SideName,
     Stage,
+    TeacherSpec,
     trains_temperature,
 )
 
@@ -54,6 +55,8 @@ _IDS = {"image_text": ("image_ids", "text_ids"), "text": ("query_ids", "positive
 
 # Accuracy of a side, and the mean cosine among its queries and among its targets.
 Measured = tuple[Tensor, Tensor, Tensor]
+# A term beside a loss, with its weight.
+Weighted = tuple[float, Tensor]
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ LOSSES: dict[str, Loss] = {
     "cosent": Loss(cosent, LOSS_RULES["cosent"]),
 }
 
-# What a side may add to its loss, by the keys that weigh it (``recipe.schema.TERMS``).
-TERMS = {"alignment": alignment, "uniformity": uniformity, "cross_uniformity": cross_uniformity}
+# What a teacher may be asked for, by ``kind``.
+TEACHING = {"scores": score_divergence, "vectors": vector_distance}
 
 
 def register(name: str, loss: Loss) -> None:
@@ -143,6 +146,7 @@ class JointObjective(nn.Module):
             ("positive"), or stays a negative, as the paper's formula has it ("keep").
         stages: whose losses may have parameters of their own. The image-text temperature is the model's.
         matryoshka: prefixes for every loss whose side has none of its own.
+        teacher: the recipe's; without the teacher's embeddings of a batch it adds nothing.
 
     Its parameters are those that some stage trains: ``text_logit_scale`` (a trained text temperature) and those of
     losses, such as ``image_text_bias`` (SigLIP). Most runs have none.
@@ -160,10 +164,11 @@ class JointObjective(nn.Module):
         false_negatives: FalseNegatives = "mask",
         stages: Sequence[Stage] = (),
         matryoshka: Matryoshka | None = None,
+        teacher: TeacherSpec | None = None,
     ) -> None:
         super().__init__()
         self.text_temperature, self.tile_size, self.false_negatives = text_temperature, tile_size, false_negatives
-        self.matryoshka = matryoshka
+        self.matryoshka, self.teacher = matryoshka, teacher
         starts: dict[str, float] = {}
         for stage in stages:
             for name, side in stage.sides():
@@ -173,7 +178,7 @@ class JointObjective(nn.Module):
             self.register_parameter(key, nn.Parameter(torch.tensor(starts[key])))
 
     def forward(
-        self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Tensor]
+        self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a joint batch, and what to log of it.
 
@@ -181,12 +186,12 @@ class JointObjective(nn.Module):
             stage: says which sides there are, and each one's loss.
             batch: as ``JointCollator`` makes it; only its ids and scores are read.
             embeddings: (rows, dim) of each column of this process, negatives (rows * negatives, dim) row by row;
-                and ``temperature``, the scalar of the image-text side.
+                and ``temperature``, the scalar of the image-text side. ``teacher`` holds those of a teacher.
 
         Returns:
             the loss; and, detached, ``temperature`` and each side's ``loss_*`` and ``accuracy_*``, the share of rows
             whose own target scores highest among all candidates of the global batch (of scored pairs: the share of
-            comparisons in the right order); ``alignment_*`` and the other ``TERMS`` of sides that weigh them;
+            comparisons in the right order); ``teacher_*``, ``alignment_*`` and the other ``TERMS`` that are weighed;
             ``similarity_*``, the ``mean_cosine`` of its queries and of its targets; and where they are trained
             ``temperature_text`` and the losses' own parameters, such as ``bias_image_text``.
         """
@@ -197,10 +202,10 @@ class JointObjective(nn.Module):
             parameters = {key: getattr(self, f"{name}_{key}") for key in LOSSES[side.loss].parameters}
             shared = {key: replicated(value) for key, value in parameters.items()}
             loss, added, measured = self._side_loss(name, side, batch[name], embeddings, temperature, **shared)
-            weighted = sum((getattr(side, term) * value for term, value in added.items()), loss)
+            weighted = sum((weight * value for weight, value in added.values()), loss)
             total = total + side.weight * weighted  # (4)
             terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": measured[0]}
-            terms |= {f"{term}_{name}": value.detach() for term, value in added.items()}
+            terms |= {f"{term}_{name}": value.detach() for term, (_, value) in added.items()}
             terms |= {f"similarity_{column}": value for column, value in zip(COLUMNS[name], measured[1:], strict=True)}
             if name == "image_text":
                 terms["temperature"] = torch.as_tensor(temperature, device=loss.device).detach()
@@ -240,12 +245,13 @@ class JointObjective(nn.Module):
         self.load_state_dict({name: stored.get(name, value) for name, value in own.items()})
 
     @torch.no_grad()
-    def chance(self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def chance(self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Any]) -> dict[str, Tensor]:
         """Each side's ``loss_*`` if all vectors were the same and so told nothing: ln(candidates) per direction.
 
         Computed by the losses themselves, so that masked pairs are left out. Arguments as for a call.
         """
-        same = {name: torch.ones_like(x) for name, x in embeddings.items() if name != "temperature"}
+        rest = ("temperature", "teacher")
+        same = {name: torch.ones_like(x) for name, x in embeddings.items() if name not in rest}
         same["temperature"] = embeddings["temperature"]
         # Hardness raises the logits of negatives by their cosine: 1 here, but near 0 for vectors that tell nothing.
         plain: dict[str, Side] = {name: side.model_copy(update={"hardness": 0.0}) for name, side in stage.sides()}
@@ -282,10 +288,10 @@ class JointObjective(nn.Module):
         name: SideName,
         side: Side,
         batch: Mapping[str, Tensor],
-        embeddings: Mapping[str, Tensor],
+        embeddings: Mapping[str, Any],
         temperature: float | Tensor,
         **parameters: float | Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor], Measured]:
+    ) -> tuple[Tensor, dict[str, Weighted], Measured]:
         """Steps (2) and (3): the side's own pairs against all others; this process answers for its own rows."""
         entry = LOSSES[side.loss]
         own = [embeddings[column] for column in COLUMNS[name]]
@@ -311,20 +317,18 @@ class JointObjective(nn.Module):
         if entry.rule.has_softmax:
             loss = partial(loss, label_smoothing=side.label_smoothing, hardness=side.hardness)
         measured = accuracy, mean_cosine(vectors[0]), mean_cosine(vectors[1])
-        return self._on_prefixes(side, loss, vectors) * weight, self._added(side, vectors, shard, duplicates), measured
-
-    def _added(
-        self, side: Side, vectors: Sequence[Tensor], shard: Shard, duplicates: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """The terms that the side weighs."""
-        wanted = [name for name in TERMS if getattr(side, name)]
-        if not wanted:
-            return {}
-        ids: dict[str, Any] = {name: duplicates.get(name) for name in ("query_ids", "target_ids", "row_ids")}
-        pairing = make_pairing(*vectors[:2], **ids, duplicates="mask", rows=shard.rows)
-        terms = {name: partial(TERMS[name], pairing=pairing, tile_size=self.tile_size) for name in wanted}
-        values = {name: self._on_prefixes(side, term, vectors[:2]) for name, term in terms.items()}
-        return {name: value * shard.weight if name == "alignment" else value for name, value in values.items()}
+        names = [term for term in TERMS if getattr(side, term)]
+        on_prefixes = partial(self._on_prefixes, side)
+        values = terms_of(names, vectors[:2], duplicates, shard, self.tile_size, on_prefixes)
+        added = {term: (getattr(side, term), value) for term, value in values.items()}
+        if self.teacher is not None and name in self.teacher.sides and "teacher" in embeddings:
+            known = [gather_ids(embeddings["teacher"][column], shard) for column in COLUMNS[name]]
+            # Its own temperature where the student's is trained, the same one elsewhere.
+            theirs = embeddings["teacher"]["temperature"] if name == "image_text" else self.text_temperature
+            theirs = theirs if trains_temperature(name, side) else temperature
+            value = TEACHING[self.teacher.kind](vectors[:2], known, temperature, theirs, shard.rows, self.tile_size)
+            added["teacher"] = self.teacher.weight, value * shard.weight
+        return on_prefixes(loss, vectors) * weight, added, measured
 
     def _duplicates(self, name: SideName, negatives: bool, batch: Mapping[str, Tensor], shard: Shard) -> dict[str, Any]:
         """A loss's options for true pairs that are not own pairs."""

@@ -16,13 +16,17 @@ with its gradient times the number of processes, so that the mean over processes
 of the log of the whole mean.
 """
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from trainer_ext.losses.gather import sum_over_processes
+from trainer_ext.losses.gather import Shard, sum_over_processes
 from trainer_ext.losses.logits import compute_dtype, unit
-from trainer_ext.losses.pairing import Pairing
+from trainer_ext.losses.pairing import Pairing, make_pairing
 
 
 def alignment(x: Tensor, y: Tensor, pairing: Pairing, tile_size: int | None = None) -> Tensor:
@@ -44,7 +48,7 @@ def uniformity(x: Tensor, y: Tensor, pairing: Pairing, tile_size: int | None = N
     """Mean of both sides' log mean potential, from -8 to 0; every process has the value of the whole batch.
 
     >>> x = torch.eye(3)
-    >>> uniformity(x, x, Pairing(slice(0, 3))).item()  # orthonormal: exp(-2 * 2)
+    >>> round(uniformity(x, x, Pairing(slice(0, 3))).item(), 4)  # orthonormal: exp(-2 * 2)
     -4.0
     """
     return (_log_mean(x, x, pairing, tile_size) + _log_mean(y, y, pairing, tile_size)) / 2
@@ -53,9 +57,9 @@ def uniformity(x: Tensor, y: Tensor, pairing: Pairing, tile_size: int | None = N
 def cross_uniformity(x: Tensor, y: Tensor, pairing: Pairing, tile_size: int | None = None) -> Tensor:
     """Log mean potential between the sides, without pairs; every process has the value of the whole batch.
 
-    >>> x = torch.ones(3, 2)
-    >>> cross_uniformity(x, x, Pairing(slice(0, 3))).item()
-    0.0
+    >>> x = torch.eye(3)[[0, 0, 0]]
+    >>> cross_uniformity(x, -x, Pairing(slice(0, 3))).item()
+    -8.0
     """
     return _log_mean(x, y, pairing, tile_size)
 
@@ -93,3 +97,29 @@ def _true(pairing: Pairing, rows: slice, columns: slice, device: torch.device) -
 def _potential(u: Tensor, v: Tensor, true: Tensor) -> Tensor:
     """Sum of exp(-2 |u_i - v_j|^2) over the entries that are not ``true``, for unit vectors."""
     return (4.0 * (u @ v.T - 1.0)).exp().masked_fill(true, 0.0).sum()
+
+
+# What a side may add to its loss, by the keys that weigh it (``recipe.schema.TERMS``).
+TERMS = {"alignment": alignment, "uniformity": uniformity, "cross_uniformity": cross_uniformity}
+
+
+def terms_of(
+    names: Sequence[str],
+    vectors: Sequence[Tensor],
+    ids: Mapping[str, Tensor],
+    shard: Shard,
+    tile_size: int | None,
+    on_prefixes: Any,
+) -> dict[str, Tensor]:
+    """The terms of these names for gathered (queries, targets), to be averaged over processes.
+
+    Args:
+        ids: ``query_ids``, ``target_ids`` and ``row_ids`` of ``make_pairing``, as far as there are.
+        on_prefixes: ``on_prefixes(term, vectors)`` evaluates it, on each Matryoshka prefix if there are some.
+    """
+    if not names:
+        return {}
+    kinds: dict[str, Any] = {kind: ids.get(kind) for kind in ("query_ids", "target_ids", "row_ids")}
+    pairing = make_pairing(*vectors, **kinds, duplicates="mask", rows=shard.rows)
+    values = {name: on_prefixes(partial(TERMS[name], pairing=pairing, tile_size=tile_size), vectors) for name in names}
+    return {name: value * shard.weight if name == "alignment" else value for name, value in values.items()}

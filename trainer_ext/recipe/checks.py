@@ -3,10 +3,10 @@
 1. sources: names, columns, prompts, keys of one format; the shares of a side's sources.
 2. losses: the side, sources and options that each loss takes; Matryoshka's dimensions.
 3. stages: sides, warm-up, and what is trained.
-4. the start of a run: tower checkpoints, LoRA.
+4. the start of a run: tower checkpoints, LoRA, a teacher.
 
-A check that needs the disk has its own function (``missing_towers``, ``embedding_width``); the others need the recipe
-alone.
+A check that needs the disk has its own function (``missing_towers``, ``teacher_width_problems``); the others need the
+recipe alone.
 """
 
 import json
@@ -34,6 +34,7 @@ from trainer_ext.recipe.schema import (
     SideName,
     Source,
     Stage,
+    TeacherSpec,
     part_names,
     trained_parts,
 )
@@ -302,3 +303,28 @@ def lora_problems(lora: LoraSpec) -> Iterator[Problem]:
         yield "lora.towers", f"{lora.towers} lists a tower twice. Name each once."
     for tower in lora.target_modules.keys() - set(lora.towers):
         yield f"lora.target_modules.{tower}", f"the {tower} tower has no adapters. Add it to lora.towers."
+
+
+def teacher_problems(teacher: TeacherSpec, stages: Sequence[Stage]) -> Iterator[Problem]:
+    """A teacher of a side that no stage has, or one side twice."""
+    trained = {name for stage in stages for name, _ in stage.sides()}
+    if len(set(teacher.sides)) < len(teacher.sides):
+        yield "teacher.sides", f"{teacher.sides} lists a side twice. Name each once."
+    if not trained & set(teacher.sides):
+        yield (
+            "teacher.sides",
+            f"no stage trains {' or '.join(teacher.sides)}, so it teaches nothing. Name another side.",
+        )
+
+
+def teacher_width_problems(teacher: TeacherSpec, width: int | None) -> Iterator[Problem]:
+    """A teacher that is no folder of a model, or whose vectors have another width than the model's."""
+    folder = path_of(teacher.model)
+    if not (folder / "config.json").is_file():
+        words = "has no config.json: a teacher is the folder of a finished model. Check the path."
+        yield "teacher.model", f"{teacher.model!r} {words}"
+        return
+    theirs = embedding_width(folder)
+    if teacher.kind == "vectors" and width and theirs and theirs != width:
+        words = f"its vectors have {theirs} dimensions and the model's {width}. Use kind: scores."
+        yield "teacher.kind", f"is 'vectors', but {words}"

@@ -26,6 +26,8 @@ from trainer_ext.recipe.checks import (
     missing_towers,
     source_problems,
     stage_problems,
+    teacher_problems,
+    teacher_width_problems,
     tuning_problems,
     width_problems,
 )
@@ -52,6 +54,7 @@ from trainer_ext.recipe.reading import (
 )
 from trainer_ext.recipe.schema import (
     SIDES,
+    TERMS,
     AttentionName,
     InitializeSpec,
     LoraSpec,
@@ -59,6 +62,7 @@ from trainer_ext.recipe.schema import (
     Source,
     Stage,
     Strict,
+    TeacherSpec,
     TokenizerSpec,
 )
 
@@ -80,6 +84,7 @@ class Recipe(Strict):
     evaluation: EvaluationSpec | None = None
     matryoshka: Matryoshka | None = None
     lora: LoraSpec | None = None
+    teacher: TeacherSpec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -97,6 +102,8 @@ class Recipe(Strict):
             problems += matryoshka_problems("matryoshka", self.matryoshka)
         if self.evaluation is not None:
             problems += self.evaluation.problems(self.sources)
+        if self.teacher is not None:
+            problems += teacher_problems(self.teacher, self.stages)
         problems += self._tuning_problems()
         if problems:
             raise PydanticCustomError("recipe_checks", "{text}", {
@@ -161,6 +168,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     tree |= {key: beside(tree[key], path.parent) for key in ("model", "tokenizer") if key in tree}
     if "initialize" in tree:
         tree["initialize"] = locate_towers(tree["initialize"], path.parent)
+    if isinstance(tree.get("teacher"), dict) and "model" in tree["teacher"]:
+        tree["teacher"] = tree["teacher"] | {"model": beside(tree["teacher"]["model"], path.parent)}
     if "evaluation" in tree:
         tree["evaluation"] = locate_suite(tree["evaluation"], path.parent)
     tree["sources"] = expand_sources(tree.get("sources", []), path.parent)
@@ -178,6 +187,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     raise_problems(str(path), problems)
     width = embedding_width(find_resource("models", recipe.model))
     raise_problems(str(path), list(recipe.width_problems(width)) if width else [])
+    raise_problems(str(path), list(teacher_width_problems(recipe.teacher, width)) if recipe.teacher else [])
     return recipe
 
 
@@ -207,6 +217,13 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         for key in ("holdout", "background", "image_folder"):  # runs of versions without them go on
             if source[key] is None:
                 del source[key]
+    for stage in content["stages"]:  # the same of keys with these values
+        for side in filter(None, map(stage.get, SIDES)):
+            for key in ("label_smoothing", "hardness", *TERMS):
+                if not side[key]:
+                    del side[key]
+    if content["teacher"] is None:
+        del content["teacher"]
     return content
 
 

@@ -3,7 +3,8 @@
 1. ``Source``: where rows come from, which columns they have, and how they are read.
 2. ``LossRule``, ``SideLoss``, ``Side``: the loss of half a joint step. docs/losses.md has each option's equation.
 3. ``Stage``: everything that may change at a boundary, with the parts of the model that it trains.
-4. ``InitializeSpec``, ``LoraSpec``, ``TokenizerSpec``: sections for a whole run; ``evaluation`` has a file of its own.
+4. ``InitializeSpec``, ``LoraSpec``, ``TeacherSpec``, ``TokenizerSpec``: sections for a whole run; ``evaluation`` has a
+   file of its own.
 
 What keys must be to each other is in ``checks``.
 
@@ -391,6 +392,19 @@ def trained_parts(trainable: Iterable[Part] | None, lora: LoraSpec | None) -> fr
 def _projections(lora: LoraSpec | None) -> frozenset[Part]:
     """Projections are no part of an adapted tower: only its blocks have adapters."""
     return frozenset() if lora is None else frozenset({"text_projection", "vision_projection"})
+
+
+class TeacherSpec(Strict):
+    """A finished model of ours that the trained one should agree with; it is read from a folder and never changed.
+
+    ``kind``: "scores" compares how the two rank a batch's candidates, "vectors" the vectors themselves. ``weight`` is
+    the term's beside the loss of each of ``sides``.
+    """
+
+    model: str
+    kind: Literal["scores", "vectors"]
+    weight: PositiveFloat = 1.0
+    sides: Annotated[list[SideName], Field(min_length=1)] = list(SIDES)
 
 
 class TokenizerSpec(Strict):

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback
 
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
-from trainer_ext.data.batches import JointCollator, JointDataset
+from trainer_ext.data.batches import JointDataset, collator_of
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.record import SourceRecord
@@ -55,6 +55,7 @@ from trainer_ext.training.optimization import decay_parameter_names, peak_learni
 from trainer_ext.training.saving import SavingTrainer
 from trainer_ext.training.sharding import ShardedModel, is_sharded, shard_model, whole_parameter
 from trainer_ext.training.stages import StageCallback, image_size_problems
+from trainer_ext.training.teacher import Teacher
 
 Evaluate = Callable[[JinaCLIPModel, Any], dict[str, float]]
 
@@ -93,7 +94,9 @@ class JinaCLIPTrainer(SavingTrainer):
         broken_rows: BrokenRows | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("data_collator", JointCollator(processing_class, recipe.stages, recipe.seed))
+        self.teacher = None if recipe.teacher is None else Teacher(recipe.teacher, recipe.attn_implementation)
+        processors = processing_class, self.teacher and self.teacher.processor
+        kwargs.setdefault("data_collator", collator_of(recipe.stages, recipe.seed, *processors))
         if evaluate_fn is not None:  # it brings its own data, but the base class insists on some
             kwargs.setdefault("eval_dataset", {})
         super().__init__(*args, processing_class=processing_class, **kwargs)  # type: ignore[misc]  # *args is short
@@ -107,6 +110,7 @@ class JinaCLIPTrainer(SavingTrainer):
             self.args.false_negatives,
             recipe.stages,
             recipe.matryoshka,
+            recipe.teacher,
         ).to(self.args.device)
         patch_dropout = self.model.config.vision_config.patch_dropout
         self._stage_callback = StageCallback(recipe.stages, patch_dropout, self.objective, recipe.lora)
@@ -170,7 +174,11 @@ class JinaCLIPTrainer(SavingTrainer):
         stage = self.recipe.stages[inputs["stage"]]
         self.source_record.note(stage.name, inputs["sources"])
         self._stage_callback.before_forward(self.model, inputs["stage"])
-        embeddings = self._embeddings(model, inputs)
+        known: dict[str, Any] = {}
+        if self.teacher is not None:
+            with self.accelerator.autocast():  # as the model's forward
+                known = {"teacher": self.teacher(inputs["teacher"], self.args)}
+        embeddings = known | self._embeddings(model, inputs)
         loss, terms = self.objective(stage, inputs, embeddings)
         self._note(stage.name, terms)
         self._throughput.count(inputs)

@@ -124,9 +124,11 @@ def finetuned(golden: Path, place: Path, model: Path, *changes: str) -> Path:
 
 
 def test_card_tells_how_a_model_was_tuned(golden: Path, base: Path, tmp_path: Path) -> None:
-    checkpoint = finetuned(golden, tmp_path, base, "matryoshka={dims: [64, 32]}")
+    taught = f"teacher={{model: {base}, kind: vectors, weight: 0.5}}"
+    checkpoint = finetuned(golden, tmp_path, base, "matryoshka={dims: [64, 32]}", taught)
     content = (build(checkpoint, tmp_path / "out") / "README.md").read_text()
     assert "Started from `me/base-clip`. LoRA of rank 16 (alpha 32) on text and vision, merged into" in content
+    assert "A teacher's vectors beside the losses of the image-text and text side (weight 0.5)." in content
     assert "Matryoshka losses at 64, 32 dimensions. Gradient cache: whole batches as negatives," in content
     assert "embedded in chunks of 32 rows." in content
     assert "| tune | 100 | 0.0005 | 77 | 128 | 128 | image-text: InfoNCE, text: InfoNCE | pictures, texts |" in content

@@ -277,18 +277,22 @@ def test_gradient_cache_changes_nothing(make_trainer: RunFactory, tmp_path: Path
 
 
 TERMS = ["stages.0.image_text.uniformity=0.5", "stages.0.image_text.label_smoothing=0.1", "tile_size=3"]
+# Where Adam would make a step of a rounding error, gradients themselves are compared.
+PLAIN_STEPS = {"smoothing and hardness": ["optim=sgd", "stages.0.learning_rate=1e-1"]}
 TWO = [
     pytest.param("matryoshka of siglip and scores", ["gradient_cache_chunk_size=1"], id="siglip, scores, cache"),
     pytest.param("negative captions", ["gradient_cache_chunk_size=1", *TERMS], id="negatives, terms, cache"),
     pytest.param("trained text temperature", [], id="trained text temperature", marks=pytest.mark.slow),
     pytest.param("siglip", ["gradient_accumulation_steps=2"], id="siglip, accumulation", marks=pytest.mark.slow),
     *(
-        pytest.param(option, [], id=option, marks=pytest.mark.slow)
+        pytest.param(option, PLAIN_STEPS.get(option, []), id=option, marks=pytest.mark.slow)
         for option in OPTIONS
         if option not in ("info_nce", "trained text temperature", "matryoshka of siglip and scores")
     ),
     *(
-        pytest.param(option, ["fully_shard=true"], id=f"{option}, sharded", marks=pytest.mark.slow)
+        pytest.param(
+            option, ["fully_shard=true", *PLAIN_STEPS.get(option, [])], id=f"{option}, sharded", marks=pytest.mark.slow
+        )
         for option in OPTIONS
     ),
 ]

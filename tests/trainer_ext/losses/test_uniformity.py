@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from tests.trainer_ext.losses.test_info_nce import IDS, K, id_tensors, true_pairs, vectors
 from tests.trainer_ext.own_process import in_two_processes, settle
 from trainer_ext.losses.gather import gather_ids, gather_with_grad, shard_of
-from trainer_ext.losses.joint import TERMS
 from trainer_ext.losses.pairing import Pairing, make_pairing
+from trainer_ext.losses.uniformity import TERMS
 from trainer_ext.recipe import schema
 
 DIM = 5

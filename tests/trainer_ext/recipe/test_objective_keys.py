@@ -1,6 +1,7 @@
 """Objectives that cannot be trained are refused when the recipe is loaded, with the value and the cure."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.trainer_ext.losses.test_joint_options import CONTRASTED, IMAGES, PAIRS, QUIET, SCORED, TRIPLETS
 from tests.trainer_ext.recipe_trees import write
 from trainer_ext.recipe.problems import RecipeError
+from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import load_recipe
 from trainer_ext.recipe.schema import LOSS_RULES, Matryoshka, SideLoss
 
@@ -94,7 +96,10 @@ SNIPPETS = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split()[1])
 def test_recipes_of_the_guide_load(tmp_path: Path, snippet: str) -> None:
-    recipe = load_recipe(write(tmp_path, snippet))
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    shutil.copy(find_resource("models", "openmoji-small"), teacher / "config.json")
+    recipe = load_recipe(write(tmp_path, snippet.replace("outputs/openmoji", str(teacher))))
     assert {source.name for source in recipe.used_sources()} <= {source.name for source in recipe.sources}
 
 
