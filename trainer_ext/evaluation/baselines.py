@@ -41,7 +41,7 @@ def bm25(tasks: Sequence[Task]) -> dict[str, float]:
 def _hard_negatives(task: HardNegativeTask) -> dict[str, float]:
     rows = [[positive, *texts] for positive, texts in zip(task.positives, task.negatives, strict=True)]
     column = {text: place for place, text in enumerate(dict.fromkeys(text for row in rows for text in row))}
-    scores = _Index(list(column)).scores(task.queries)
+    scores = _Index(list(column)).scores(cast(list[str], task.queries))
     own = np.take_along_axis(scores, np.array([[column[text] for text in row] for row in rows]), axis=1)
     return task.measure(own[:, 0], own[:, 1:])
 

@@ -13,16 +13,18 @@ from trainer_ext.evaluation.metrics import beats_all, strict_wins
 class HardNegativeTask(Task):
     """Accuracy of preferring the positive to its own hard negatives: it must score strictly highest.
 
-    ``negatives`` has one list per query, all of the same length (the paper: 7, arXiv 2405.20204, section 4).
+    Queries are texts or pictures. ``negatives`` has one list per query, all of the same length (the paper: 7, arXiv
+    2405.20204, section 4).
     """
 
     kind = "hard-negatives"
 
     def __init__(
-        self, name: str, queries: Sequence[str], positives: Sequence[str], negatives: Sequence[Sequence[str]]
+        self, name: str, queries: Sequence[Item], positives: Sequence[str], negatives: Sequence[Sequence[str]]
     ) -> None:
         self.name = name
-        self.queries, self.positives = list(queries), list(positives)
+        self.queries: list[Item] = list(queries)
+        self.positives = list(positives)
         self.negatives = [list(texts) for texts in negatives]
         widths = {len(texts) for texts in self.negatives}
         if not len(self.queries) == len(self.positives) == len(self.negatives) or len(widths) != 1 or 0 in widths:

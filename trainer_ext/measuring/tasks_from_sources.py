@@ -18,7 +18,7 @@ from trainer_ext.data.holdout import hold_out
 from trainer_ext.data.sources import DataError, load_source
 from trainer_ext.evaluation.classification import ClassificationTask
 from trainer_ext.evaluation.hard_negatives import HardNegativeTask
-from trainer_ext.evaluation.items import Picture
+from trainer_ext.evaluation.items import Item, Picture
 from trainer_ext.evaluation.match import match_task
 from trainer_ext.evaluation.metrics import Metric
 from trainer_ext.evaluation.one_index import OneIndexTask
@@ -186,11 +186,16 @@ def _true_pairs(spec: TaskSpec, rows: ChosenRows) -> RetrievalTask:
 
 
 def _hard_negatives(spec: TaskSpec, rows: ChosenRows) -> HardNegativeTask:
-    positives, negatives = rows.texts("positive"), rows.lists("negatives")
+    queries: Sequence[Item]
+    if rows.source.task == "image-text":  # the right caption, the first of several, among the wrong ones
+        queries, positives = rows.pictures, [texts[0] for texts in rows.lists("caption")]
+    else:
+        queries, positives = rows.texts("query"), rows.texts("positive")
+    negatives = rows.lists("negatives")
     for place, (positive, wrong) in enumerate(zip(positives, negatives, strict=True)):
         if positive in wrong:
             raise DataError(
                 f"Task {spec.name!r}: row {rows.places[place]:,} of source {rows.source.name!r} has its positive "
                 f"{positive[:60]!r} among its negatives. Remove it there, or remove the row."
             )
-    return HardNegativeTask(spec.name, rows.texts("query"), positives, negatives)
+    return HardNegativeTask(spec.name, queries, positives, negatives)

@@ -33,7 +33,7 @@ Precision = Literal["int8", "binary"]
 
 # What a source's rows can be measured by; the first one is taken where a task does not say.
 MEASURES: dict[SourceTask, tuple[Measure, ...]] = {
-    "image-text": ("retrieval", "classification", "match"),
+    "image-text": ("retrieval", "classification", "match", "hard-negatives"),
     "text-pair": ("retrieval", "match"),
     "triplet": ("hard-negatives", "retrieval"),
     "scored-pair": ("similarity",),
@@ -246,6 +246,9 @@ def _key_problems(spec: TaskSpec, measure: Measure, source: Source) -> Iterator[
         yield "directions", f"{spec.directions} lists a direction twice. Name each once."
     if measure == "classification" and spec.classes is None:
         yield "classes", "is required by classification. Add it: classes: THE DATA'S COLUMN OF CLASSES."
+    if measure == "hard-negatives" and "negatives" not in source.columns:
+        words = f"{source.name!r} maps no column negatives. Add negatives: THE DATA'S COLUMN NAME to its columns."
+        yield "measure", f"hard-negatives needs wrong captions, but {words}"
     allowed = [name for name in PROMPTED if name in TASK_COLUMNS[source.task][0]]
     for key in ("prompts", "instructions"):
         for name in (getattr(spec, key) or {}).keys() - set(allowed):

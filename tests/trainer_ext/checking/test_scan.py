@@ -52,6 +52,10 @@ def with_row(rows: list[dict[str, Any]], place: int, **changes: Any) -> list[dic
     return [{**row, **changes} if number == place else row for number, row in enumerate(rows)]
 
 
+def contrasted_rows(count: int) -> list[dict[str, Any]]:
+    return [{**row, "negatives": [sentence(900 + n), sentence(700 + n)]} for n, row in enumerate(picture_rows(count))]
+
+
 def triplet_rows(count: int) -> list[dict[str, Any]]:
     return [{**row, "negatives": [sentence(900 + n), sentence(1100 + n)]} for n, row in enumerate(pair_rows(count))]
 
@@ -126,6 +130,11 @@ CASES: dict[str, Case] = {
         lambda: [*with_row(triplet_rows(ROWS), 3, negatives=[sentence(1), "another answer"]),
                  {**triplet_rows(4)[3], "positive": "another answer"}],
         [("equal-text", ROWS, "query"), ("negative-is-positive", 3, "negatives")],
+    ),
+    "negative caption is right": (
+        (*PICTURES, "negatives"),
+        lambda: with_row(contrasted_rows(ROWS), 3, negatives=[sentence(1), sentence(3).upper()]),
+        [("negative-is-positive", 3, "negatives")],
     ),
     "negative is query": (
         TRIPLETS, lambda: with_row(triplet_rows(ROWS), 3, negatives=[sentence(1), pair_rows(4)[3]["query"]]),

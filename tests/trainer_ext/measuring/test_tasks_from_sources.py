@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from tests.trainer_ext.own_files import SOURCES, TASKS, few_draws, write_csv, write_files, write_tasks
 from tests.trainer_ext.source_files import BROKEN, png
@@ -17,6 +17,7 @@ from trainer_ext.evaluation.tasks import figures_of
 from trainer_ext.measuring import build_tasks, load_task_rows
 from trainer_ext.measuring.texts import Instructed
 from trainer_ext.recipe.evaluation import load_tasks
+from trainer_ext.recipe.problems import RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,28 @@ def test_triplets_are_measured_in_two_ways_and_their_faults_are_named(tmp_path: 
     Dataset.from_list(rows).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match="Task 'h': row 1 of source 't' has its positive 'p1' among its negatives"):
         built(tmp_path, "[{name: h, source: t}]", source)
+
+
+def test_wrong_captions_of_pictures_are_measured(tmp_path: Path) -> None:
+    """An encoder that knows the shades of the first two pictures prefers their captions."""
+    rows = [{"image": png(shade), "caption": f"c{shade}", "negatives": ["x", "y"]} for shade in (10, 20, 30)]
+    [source] = yaml.safe_load(pictures(tmp_path, rows, negatives=List(Value("string"))))
+    listed = "[{name: wrong, source: p, measure: hard-negatives}]"
+    with pytest.raises(RecipeError, match=r"needs wrong captions, but 'p' maps no column negatives\. Add negatives:"):
+        load_tasks(write_tasks(tmp_path, listed, yaml.safe_dump([source])))
+    source["columns"] |= {"negatives": "negatives"}
+    source["prompts"] = {"caption": "a photo: "}
+    [task] = built(tmp_path, listed, yaml.safe_dump([source])).values()
+    assert task.size == "3 queries, 1 positive and 2 negatives each"
+    assert task.negatives[0] == ["a photo: x", "a photo: y"]
+    places = {"a photo: c10": 0, "a photo: c20": 1, "a photo: x": 2, "a photo: y": 3, "a photo: c30": 4}
+    shades = [0, 1, 2]  # the third picture looks like a wrong caption
+    vectors = encode_items(
+        lambda texts, **_: np.eye(5)[[places[text] for text in texts]],
+        lambda images, **_: np.eye(5)[[shades.pop(0) for _ in images]],
+        task.items,
+    )
+    assert {name: figure.value for name, figure in figures_of(vectors, [task]).items()}["wrong/accuracy"] == 2 / 3
 
 
 def test_a_mix_is_one_index_of_its_tasks(shop: Path) -> None:
