@@ -84,8 +84,8 @@ RUN: dict[str, list[str]] = {
     "python -m trainer_ext openmoji --output_dir outputs/shorter stages.0.steps=100 save_steps=50": DEMO,
     "python -m trainer_ext openmoji --only_stage short-captions --output_dir outputs/start evaluation=null "
     "stages.0.steps=150 stages.0.image_text.batch_size=64 stages.0.text.batch_size=64": [*SHORT, *SMALL],
-    "python -m trainer_ext my_recipe.yaml --output_dir outputs/mine": SHORT,
-    "python -m trainer_ext my_recipe.yaml --output_dir outputs/other seed=1": SHORT,
+    "python -m trainer_ext my_recipe.yaml --output_dir outputs/mine": [*SHORT, *SMALL],
+    "python -m trainer_ext my_recipe.yaml --output_dir outputs/other seed=1": [*SHORT, *SMALL],
     "python -m trainer_ext merge outputs/openmoji outputs/mine --scale 0.5 --output_dir outputs/half": [],
     "python -m trainer_ext merge outputs/openmoji outputs/mine outputs/other --weights 0.6 0.4 "
     "--output_dir outputs/both": [],
