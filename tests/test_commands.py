@@ -84,7 +84,13 @@ RUN: dict[str, list[str]] = {
     "python -m trainer_ext openmoji --output_dir outputs/shorter stages.0.steps=100 save_steps=50": DEMO,
     "python -m trainer_ext openmoji --only_stage short-captions --output_dir outputs/start evaluation=null "
     "stages.0.steps=150 stages.0.image_text.batch_size=64 stages.0.text.batch_size=64": [*SHORT, *SMALL],
-    "python -m trainer_ext my_recipe.yaml --output_dir outputs/mine": SHORT,
+    "python -m trainer_ext my_recipe.yaml --output_dir outputs/mine": [*SHORT, *SMALL],
+    "python -m trainer_ext my_recipe.yaml --output_dir outputs/other seed=1": [*SHORT, *SMALL],
+    "python -m trainer_ext merge outputs/openmoji outputs/mine --scale 0.5 --output_dir outputs/half": [],
+    "python -m trainer_ext merge outputs/openmoji outputs/mine outputs/other --weights 0.6 0.4 "
+    "--output_dir outputs/both": [],
+    "python -m trainer_ext merge outputs/openmoji outputs/mine outputs/other --search probe.yaml "
+    "--output_dir outputs/found": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --onnx": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --max_shard_size 2GB --license cc-by-sa-4.0": [],
@@ -122,6 +128,9 @@ RUN: dict[str, list[str]] = {
         "2",
         "--batch_size",
         "8",
+    ],
+    "python benchmarks/merging.py outputs/start --steps 60 --batch_size 32 --learning_rate 5e-4": [
+        *["--seeds", "1", "--steps", "2", "--batch_size", "8", "--rows", "20", "--plot", "curve.png"]
     ],
     "python benchmarks/encode_speed.py text --texts 64": ["--texts", "2", "--rounds", "1"],
     "python benchmarks/encode_speed.py text --texts 1": ["--rounds", "1"],
@@ -260,6 +269,7 @@ RUN_SLOWLY = {
     "from peft import PeftModel": "needs the fine-tuned adapter",
     "from trainer_ext.demo_data import load_table, prepare": "prepares the data",
     "from trainer_ext import train": "trains",
+    "from trainer_ext import merge": "merges",
 }
 SNIPPETS_NOT_RUN = {
     "from torch.nn.functional import cosine_similarity": "trained by tests/trainer_ext/losses/test_register.py",
@@ -357,6 +367,8 @@ def add_files(folder: Path) -> None:
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     [recipe] = [shown.text for shown in ALL["README.md"] if shown.kind == "yaml"]
     (folder / "my_recipe.yaml").write_text(recipe)
+    probe = next(shown.text for shown in ALL["docs/merging.md"] if shown.text.startswith("name: probe"))
+    (folder / "probe.yaml").write_text(probe)
 
 
 def runs_slowly(shown: Shown) -> bool:

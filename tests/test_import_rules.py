@@ -38,14 +38,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report.thumbnails": {FACE},  # pictures as RGB: one way at every door
     "training": BELOW_TRAINING,
     "mining": {"recipe.schema", "data", "files", "negatives"},
+    "merging": BELOW_TRAINING | {"locks", "training"},
     "measuring": {"recipe", "data", "demo_data", "evaluation", "files", FACE},
-    "run": BELOW_TRAINING | {"demo_data", "evaluation", "locks", "measuring", "report", "training"},
+    "run": BELOW_TRAINING | {"demo_data", "evaluation", "locks", "measuring", "merging", "report", "training"},
     "hub": {"files", "locks", "sentence_files", FACE},
     "checking": BELOW_TRAINING | {"training", "run"},
     "commands": BELOW_TRAINING
-    | {"checking", "demo_data", "evaluation", "measuring", "mining", "report", "training", "run"},
+    | {"checking", "demo_data", "evaluation", "measuring", "merging", "mining", "report", "training", "run"},
     "__main__": {"run", "commands"},
-    "__init__": {"recipe", "data", "losses", "training", "run"},
+    "__init__": {"recipe", "data", "losses", "merging", "training", "run"},
 }
 OURS = {"modeling_jina_clip", "trainer_ext", "hub_upload", "examples", "tests", "configuration", "benchmarks"}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer_ext.data import load_sources
     from trainer_ext.losses import info_nce, info_nce_plus
+    from trainer_ext.merging import merge
     from trainer_ext.recipe import Recipe, load_recipe
     from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
     from trainer_ext.run import TrainedRun, initial_model, training_arguments
@@ -29,6 +30,7 @@ __all__ = [
     "initial_model",
     "load_recipe",
     "load_sources",
+    "merge",
     "train",
     "training_arguments",
 ]
@@ -42,6 +44,7 @@ _HOMES = {
     "initial_model": "run",
     "load_recipe": "recipe",
     "load_sources": "data",
+    "merge": "merging",
     "train": "run.train",
     "training_arguments": "run",
 }

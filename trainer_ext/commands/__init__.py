@@ -12,6 +12,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "trainer_ext.commands.evaluate",
     "compare": "trainer_ext.commands.compare",
     "mine": "trainer_ext.commands.mine",
+    "merge": "trainer_ext.commands.merge",
 }
 
 __all__ = ["COMMANDS", "run_command"]

@@ -5,17 +5,22 @@ Paths of the machine stay out: a local source is "local CSV files", a local mode
 
 import html
 import math
-import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from trainer_ext.files import read_json
-from trainer_ext.hub.folder import MANIFEST, PLACEHOLDER
-from trainer_ext.hub.installed import HubFolderError, plain_file
-from trainer_ext.hub.run_parts import last_step, rows_of, run_folders, stages_until
+from trainer_ext.hub.installed import plain_file
+from trainer_ext.hub.lineage import as_code, base_models_of, code_of, merge_text, parents_of, places_of, start_text
+from trainer_ext.hub.run_parts import (
+    MERGE_FILE,
+    last_step,
+    not_the_trainers,
+    read_record,
+    rows_of,
+    run_folders,
+    stages_until,
+)
 
 # Names of losses, formats and sides in words; a name that is not listed stands for itself. A newer run.json has the
 # words of its losses, under "losses".
@@ -27,7 +32,6 @@ LOSSES = {
 }
 FORMATS = {"json": "JSON", "csv": "CSV", "imagefolder": "image", "webdataset": "webdataset", "parquet": "Parquet"}
 SIDES = {"image_text": "image-text", "text": "text"}
-MAX_LINEAGE = 5  # runs that follow each other in a card
 
 
 class RunRecord:
@@ -53,39 +57,31 @@ class RunRecord:
         self.datasets: list[str] = []
         origin = next((home for home in run_folders(checkpoint) if plain_file(home / "run.json")), checkpoint)
         average = checkpoint.name == "ema" and origin != checkpoint
-        run, shares = _read(origin / "run.json"), _read(origin / "sources" / "shares.json")
-        metrics, best = _read(origin / "metrics.json"), _read(checkpoint / "best.json")
+        run, shares = read_record(origin / "run.json"), read_record(origin / "sources" / "shares.json")
+        metrics, best = read_record(origin / "metrics.json"), read_record(checkpoint / "best.json")
+        merged = read_record(checkpoint / MERGE_FILE)
         try:
             part = None
             if run is not None:
-                part = None if average else last_step(origin, checkpoint, run["recipe"], best)
+                part = None if average or merged is not None else last_step(origin, checkpoint, run["recipe"], best)
                 recipe = run["recipe"] | {"stages": stages_until(run["recipe"]["stages"], part)}
-                self.base_models = self.base_models or _base_models(recipe)
-                self.training = _training_text(run | {"recipe": recipe}, self.base_models, average, part, best)
+                self.base_models = self.base_models or base_models_of(places_of(recipe))
+                kept = Kept(average, part, best, None if merged is None else merged["scale"])
+                self.training = _training_text(run | {"recipe": recipe}, self.base_models, kept)
                 # What was counted is of the whole run.
                 taken = {} if part is not None else shares or (metrics or {}).get("shares") or {}
                 broken = {} if part is not None else (shares or {}).get("broken_rows") or {}
                 self.data, self.datasets = _data(recipe, taken, broken)
                 self.trained_length = max(stage["max_length"] for stage in recipe["stages"])
+            elif merged is not None:
+                self.base_models = self.base_models or base_models_of(parents_of(merged))
+                self.training = f"Merged from other models, without training. {merge_text(merged)}"
+                self.data = "That of the models which it was merged from."
             rows = rows_of(checkpoint, origin, (metrics or {"rows": []})["rows"], run, best)
             if any(row["kind"] != "reference" for row in rows):
                 self.results, self.evaluations = _results(rows)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _not_the_trainers(checkpoint, error) from error
-
-
-def _read(path: Path) -> Any:
-    if not plain_file(path):
-        return None
-    try:
-        return read_json(path)
-    except (ValueError, RecursionError) as error:
-        raise _not_the_trainers(path.parent, error) from error
-
-
-def _not_the_trainers(place: Path, error: Exception) -> HubFolderError:
-    words = f"metrics.json, run.json or sources/shares.json in {place} is not the trainer's ({error!r}); move it away"
-    return HubFolderError(words)
+            raise not_the_trainers(checkpoint, error) from error
 
 
 def table(*rows: list[Any]) -> str:
@@ -106,20 +102,18 @@ def _cell(text: str) -> str:
     return escaped.replace("|", "\\|").replace("\n", " ")
 
 
-def as_code(name: Any) -> str:
-    """A name from a run's record as Markdown code on one line, which runs nothing whatever the name holds.
-
-    >>> as_code("a `<b>\\nc")
-    "`a '<b> c`"
-    """
-    return f"`{' '.join(str(name).replace('`', chr(39)).split())}`"
-
-
 # --- training ------------------------------------------------------------------------------------------------------
-def _training_text(
-    run: dict[str, Any], base_models: list[str], average: bool, step: int | None, best: dict[str, Any] | None
-) -> str:
-    """Recipe, commit, start, stages and methods of the run, until the ``step`` after which the model was kept."""
+class Kept(NamedTuple):
+    """Which model of a run it is: averaged, kept after a step, the best by a figure, or merged with the start."""
+
+    average: bool
+    step: int | None
+    best: dict[str, Any] | None
+    share: float | None
+
+
+def _training_text(run: dict[str, Any], base_models: list[str], kept: Kept) -> str:
+    """Recipe, commit, start, stages and methods of the run, until the step after which the model was kept."""
     recipe, training = run["recipe"], run["recipe"].get("training") or {}
     known = LOSSES | run.get("losses", {})
     rows = [["stage", "steps", "learning rate", "tokens", "image-text batch", "text batch", "losses", "sources"]]
@@ -133,7 +127,7 @@ def _training_text(
         ]
         figures = [stage[key] for key in ("name", "steps", "learning_rate", "max_length")]
         rows.append([*figures, *(side.get("batch_size", "-") for side in sides), ", ".join(losses), sources])
-    methods = [_start(recipe, base_models)]
+    methods = [start_text(recipe, base_models)]
     if lora := recipe.get("lora"):
         towers = " and ".join(lora["towers"])
         methods.append(f"LoRA of rank {lora['r']} (alpha {lora['alpha']:g}) on {towers}, merged into these weights.")
@@ -146,77 +140,15 @@ def _training_text(
         methods.append(f"Matryoshka losses at {', '.join(map(str, matryoshka['dims']))} dimensions.")
     if chunk := training.get("gradient_cache_chunk_size"):
         methods.append(f"Gradient cache: whole batches as negatives, embedded in chunks of {chunk} rows.")
-    if average:
+    if kept.share is not None:
+        methods.append(f"The weights are at {100 * kept.share:g}% of the way from the start to the run's end (merged).")
+    if kept.average:
         methods.append(f"The weights are the run's moving average (decay {training['ema_decay']:g}).")
-    if step is not None:
-        chosen = f", the best by {as_code(best['figure'])}" if best is not None and best.get("figure") else ""
-        methods.append(f"The weights are those after step {step:,}{chosen}.")
-    first = f"Recipe {as_code(recipe['name'])}, seed {recipe['seed']}, {_code_of(run)}."
+    if kept.step is not None:
+        chosen = f", the best by {as_code(kept.best['figure'])}" if kept.best and kept.best.get("figure") else ""
+        methods.append(f"The weights are those after step {kept.step:,}{chosen}.")
+    first = f"Recipe {as_code(recipe['name'])}, seed {recipe['seed']}, {code_of(run)}."
     return f"{' '.join([first, *methods])}\n\n{table(*rows)}"
-
-
-def _code_of(run: dict[str, Any]) -> str:
-    """The program that trained: a commit with its repository, or the version that was installed."""
-    if commit := run.get("commit"):
-        place = run.get("repository")
-        return f"commit {as_code(commit)} of {as_code(place) if place else 'a checkout without a public repository'}"
-    version = (run.get("versions") or {}).get("modeling-jina-clip")
-    return f"modeling-jina-clip {as_code(version)}" if version else "trained by an unrecorded version"
-
-
-def _start(recipe: dict[str, Any], base_models: list[str], depth: int = 0) -> str:
-    """Where the weights of the first step came from; of other runs from their own run.json, one after the other."""
-    places = _places(recipe)
-    if not places:
-        preset = "" if "/" in recipe["model"] else f", preset {as_code(recipe['model'])}"
-        return f"From random weights{preset}."
-    told = base_models != _base_models(recipe)  # by the author, who knows best
-    earlier = _record_of(places[0]) if len(places) == 1 and not told and depth < MAX_LINEAGE else None
-    if earlier is not None:
-        before = earlier["recipe"]
-        words = f"Started from an earlier run: recipe {as_code(before['name'])}, {_code_of(earlier)}."
-        return f"{words} That run: {_start(before, _base_models(before), depth + 1)}"
-    named = [as_code(name) for name in base_models]
-    if len(named) < len(places):
-        named.append("a checkpoint that is not named here" if not named else "another that is not named here")
-    towers = [key for key, value in (recipe.get("initialize") or {}).items() if value]
-    who = f"The {' and the '.join(towers)} tower started" if towers else "Started"
-    return f"{who} from {' and '.join(named)}."
-
-
-def _places(recipe: dict[str, Any]) -> list[str]:
-    """The folders and files that weights were taken from."""
-    model = recipe["model"]  # a preset is a name or a JSON file, a trained model is a folder
-    trained = [model] if "/" in model and not model.endswith(".json") else []
-    return trained + [place for place in (recipe.get("initialize") or {}).values() if place]
-
-
-def _record_of(place: str) -> dict[str, Any] | None:
-    """The run.json of the run that a folder is of, or is a stage's or the averaged model of; None without one."""
-    for home in run_folders(Path(os.path.expanduser(place))):
-        with suppress(HubFolderError):
-            record = _read(home / "run.json")
-            if isinstance(record, dict) and {"name", "model"} <= set(record.get("recipe") or ()):
-                return record
-    return None
-
-
-def _base_models(recipe: dict[str, Any], depth: int = 0) -> list[str]:
-    """The Hub's names of these places: of a folder in its client's cache, or of a pushed folder, from its manifest.
-
-    A place that is a run of ours has the names of what that run started from.
-    """
-    found: list[str] = []
-    for place in _places(recipe):
-        cached = re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{place}/", re.ASCII)
-        manifest = Path(place) / MANIFEST
-        if cached:
-            found.append(f"{cached[1]}/{cached[2]}")
-        elif manifest.is_file() and (name := str(read_json(manifest).get("repo_id"))) not in (PLACEHOLDER, "None"):
-            found.append(name)
-        elif depth < MAX_LINEAGE and (earlier := _record_of(place)) is not None:
-            found += _base_models(earlier["recipe"], depth + 1)
-    return list(dict.fromkeys(found))
 
 
 # --- data ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 1. sources: names, columns, prompts, keys of one format; the shares of a side's sources.
 2. losses: the side, sources and options that each loss takes; Matryoshka's dimensions.
 3. stages: sides, warm-up, and what is trained.
-4. the start of a run: tower checkpoints, LoRA, a teacher.
+4. the start of a run: tower checkpoints, LoRA, a teacher; models between it and the end.
 
 A check that needs the disk has its own function (``missing_towers``, ``teacher_width_problems``); the others need the
 recipe alone.
@@ -328,3 +328,40 @@ def teacher_width_problems(teacher: TeacherSpec, width: int | None) -> Iterator[
     if teacher.kind == "vectors" and width and theirs and theirs != width:
         words = f"its vectors have {theirs} dimensions and the model's {width}. Use kind: scores."
         yield "teacher.kind", f"is 'vectors', but {words}"
+
+
+def merge_problems(shares: Sequence[float], initialize: InitializeSpec | None) -> Iterator[Problem]:
+    """Shares of the way that lie behind its end or make one folder, or a start that is in no folder."""
+    names = [merged_name(share) for share in shares]
+    for position, share in enumerate(shares):
+        place = f"merge_with_start.{position}"
+        if share > 1:
+            words = "1 is the finished model itself. Give shares of the way from the start, above 0 and at most 1."
+            yield place, f"{share:g} lies behind the end of the way: {words}"
+        elif names[position] in names[:position]:
+            yield place, f"{share!r} is the folder {names[position]} once more. Leave one out."
+    if shares and initialize is not None:
+        yield (
+            "merge_with_start",
+            "the start is put together by initialize and is in no folder. Save it by examples/convert_checkpoint.py, "
+            "and name that folder as model.",
+        )
+
+
+def merge_start_problems(shares: Sequence[float] | None, model: str, start: Path) -> Iterator[Problem]:
+    """Random weights at the start: between them and a trained model lies nothing that is of use."""
+    if shares and not start.is_dir():
+        yield (
+            "merge_with_start",
+            f"model {model!r} is a preset: the run starts from random weights, and between those and trained ones lie "
+            "no models of use. Take it out, or name a trained model's folder as model.",
+        )
+
+
+def merged_name(share: float) -> str:
+    """The folder, and the report's row, of the model at this share of the way from a run's start.
+
+    >>> merged_name(0.5), merged_name(1.0)
+    ('merged-0.5', 'merged-1')
+    """
+    return f"merged-{share:g}"

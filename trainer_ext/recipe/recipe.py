@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from trainer_ext.recipe.checks import (
@@ -23,6 +23,8 @@ from trainer_ext.recipe.checks import (
     left_out_problems,
     lora_problems,
     matryoshka_problems,
+    merge_problems,
+    merge_start_problems,
     missing_towers,
     source_problems,
     stage_problems,
@@ -72,6 +74,7 @@ class Recipe(Strict):
 
     ``attn_implementation`` names an attention backend of transformers that can train both towers.
     ``matryoshka`` is for every loss of every stage that says nothing else. ``evaluation`` may be a suite's bare name.
+    ``merge_with_start`` keeps models between the start and the finished one, too: 0.5 is half of the way.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Recipe(Strict):
     matryoshka: Matryoshka | None = None
     lora: LoraSpec | None = None
     teacher: TeacherSpec | None = None
+    merge_with_start: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     training: dict[str, Any] = Field(default_factory=dict)
 
@@ -105,6 +109,7 @@ class Recipe(Strict):
         if self.teacher is not None:
             problems += teacher_problems(self.teacher, self.stages)
         problems += self._tuning_problems()
+        problems += merge_problems(self.merge_with_start or [], self.initialize)
         if problems:
             raise PydanticCustomError("recipe_checks", "{text}", {
                 "problems": problems, "text": "; ".join(f"{path}: {message}" for path, message in problems)
@@ -185,7 +190,9 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         raise_problems(str(path), with_source_names(problems, tree))
     problems += missing_towers(recipe.initialize) if recipe.initialize else []
     raise_problems(str(path), problems)
-    width = embedding_width(find_resource("models", recipe.model))
+    start = find_resource("models", recipe.model)
+    raise_problems(str(path), list(merge_start_problems(recipe.merge_with_start, recipe.model, start)))
+    width = embedding_width(start)
     raise_problems(str(path), list(recipe.width_problems(width)) if width else [])
     raise_problems(str(path), list(teacher_width_problems(recipe.teacher, width)) if recipe.teacher else [])
     return recipe
@@ -206,7 +213,7 @@ _HARMLESS_TRAINING = (
     "disable_tqdm",
     "run_name",
 )
-_HARMLESS = ("name", "evaluation")
+_HARMLESS = ("name", "evaluation", "merge_with_start")
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:

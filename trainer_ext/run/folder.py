@@ -6,6 +6,7 @@ DIR/stages/0-NAME/      the whole model as it was at the end of a stage
 DIR/best/               the model with the best figure that the recipe's keep_best names; best.json has the figures
 DIR/config.json, ...    the finished model; with LoRA also its adapter/
 DIR/ema/                the model with averaged weights, if the recipe has ema_decay
+DIR/merged-0.5/         the model at half of the way from the start, if the recipe has merge_with_start: [0.5]
 """
 
 import importlib.metadata

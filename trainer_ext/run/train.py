@@ -48,6 +48,7 @@ from trainer_ext.run.evaluating import (
     strategy_problems,
 )
 from trainer_ext.run.folder import RunFolder
+from trainer_ext.run.merging_start import measure_merged_models, start_problems, write_merged_models
 from trainer_ext.run.speed import SpeedRecord
 from trainer_ext.run.start import as_trained_here, initial_model, training_arguments
 from trainer_ext.run.switches import torch_as_it_comes
@@ -196,6 +197,7 @@ def _make_trainer(
     set_seed(recipe.seed)
     model, processor = initial_model(recipe, checkpoint, say)
     model.processor = processor
+    raise_problems(f"recipe {recipe.name}", list(start_problems(recipe, processor)))
     if arguments.process_index == 0:
         for note in transparency_notes(recipe.used_sources(), data.tables, processor.image_processor.background):
             say(f"warning: {note}")
@@ -275,7 +277,11 @@ def _finish(trainer: JinaCLIPTrainer, folder: RunFolder, report: Report | None, 
         if report is not None and isinstance(trainer.evaluate_fn, Evaluator):
             report.shares = trainer.source_record.shares()
             whole.to(trainer.args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+            measure_merged_models(folder.path, trainer.recipe, report, trainer.evaluate_fn, say)
             finish_report(report, trainer.evaluate_fn, whole, trainer.average)
+        else:
+            for _ in write_merged_models(folder.path, trainer.recipe, say):
+                pass
         write_report(folder.path, report_of_run(folder.path))
         say(f"the finished model is {folder.path}; look at {folder.path / PAGE_FILE}")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -139,6 +140,11 @@ def load_adapter(model: JinaCLIPModel, folder: Path) -> None:
     Raises:
         ValueError: the checkpoint has other adapters than the model.
     """
+    _load_layers(model, folder)
+    model.logit_scale.copy_(load_file(folder / TEMPERATURE_FILE)["logit_scale"])
+
+
+def _load_layers(model: JinaCLIPModel, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
@@ -151,4 +157,42 @@ def load_adapter(model: JinaCLIPModel, folder: Path) -> None:
         raise ValueError(
             f"{folder} holds other adapters than the recipe asks for ({names}); use the lora section it was made with"
         )
-    model.logit_scale.copy_(load_file(folder / TEMPERATURE_FILE)["logit_scale"])
+
+
+@torch.no_grad()
+def merged_from(model: JinaCLIPModel, folder: Path) -> JinaCLIPModel:
+    """The model with the adapters of a folder (form 1 or 3) merged into its weights; form 3 has no temperature.
+
+    Args:
+        model: the one that the adapters were trained on; it gets them as well.
+        folder: has ``adapter_config.json`` and the adapters' weights.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        ValueError: no LoRA adapters, adapters that are more than W + alpha / r * B A, or of another model.
+    """
+    try:
+        from peft import LoraConfig, PeftConfig
+    except ImportError as error:
+        raise ImportError("LoRA's adapters need PEFT; install it with: pip install '.[peft]'") from error
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ValueError(f"{folder} has no adapter_config.json of PEFT that can be read: {error}") from error
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"{folder} holds adapters of kind {config.peft_type}; only those of LoRA can be merged")
+    more = [name for name in ("use_dora", "modules_to_save", "lora_bias") if getattr(config, name, None)]
+    if more or config.bias != "none":
+        raise ValueError(
+            f"{folder} holds adapters with {', '.join(more) or f'bias {config.bias!r}'}, which is more than low-rank "
+            "changes of weights; merge them by PEFT's merge_and_unload(), and give the folder of the result"
+        )
+    try:
+        model.add_adapter(config, adapter_name=_NAME)
+        _load_layers(model, folder)
+    except (RuntimeError, OSError, SafetensorError, ValueError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise ValueError(f"the adapters of {folder} do not fit the model that they are put on: {words}") from error
+    if (folder / TEMPERATURE_FILE).is_file():
+        model.logit_scale.copy_(load_file(folder / TEMPERATURE_FILE)["logit_scale"])
+    return merged(model)
