@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.images": {FACE},  # its picture opener alone: one way from a file to RGB at every door
     "data.holdout": {"negatives"},  # one rule for which texts are the same
     "losses": set(),
-    "losses.joint": {"recipe.schema"},
+    "losses.joint": {"recipe.schema", "recipe.stages"},
     "evaluation": {"recipe.schema", "data", "demo_data", "files"},
     "report": {"recipe", "evaluation", "files"},
     "report.thumbnails": {FACE},  # pictures as RGB: one way at every door
@@ -119,8 +119,8 @@ def test_a_room_imports_what_the_table_allows(path: Path) -> None:
         ("evaluation.tasks", "from trainer_ext.recipe.schema import Task", []),
         ("evaluation.tasks", "from trainer_ext.recipe import schema, Recipe", ["trainer_ext.recipe"]),
         ("hub.card", "import torch, datasets", ["datasets"]),
-        ("losses.joint", "from trainer_ext.recipe.schema import Stage", []),
-        ("losses.siglip", "from trainer_ext.recipe.schema import Stage", ["trainer_ext.recipe.schema"]),
+        ("losses.joint", "from trainer_ext.recipe.stages import Stage", []),
+        ("losses.siglip", "from trainer_ext.recipe.stages import Stage", ["trainer_ext.recipe.stages"]),
         ("losses.siglip", "from .tiled import fold\nimport numpy", ["numpy"]),
         ("training.ema", "from modeling_jina_clip import JinaCLIPModel", []),
         ("training.ema", "from modeling_jina_clip.image_urls import fetch", ["modeling_jina_clip.image_urls"]),

@@ -20,7 +20,14 @@ from trainer_ext.data.images import IMAGE_ERRORS, on_background
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
 from trainer_ext.data.streams import SourceStream
-from trainer_ext.recipe.schema import LOSS_RULES, RIGHT_ANSWERS, Source, Stage
+from trainer_ext.recipe.schema import (
+    LOSS_RULES,
+    RIGHT_ANSWERS,
+    Source,
+)
+from trainer_ext.recipe.stages import (
+    Stage,
+)
 
 # Width to height of a crop, before it is made square; torchvision's and open_clip's range.
 _RATIO = (3 / 4, 4 / 3)

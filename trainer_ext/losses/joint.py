@@ -40,9 +40,11 @@ from trainer_ext.recipe.schema import (
     Matryoshka,
     Side,
     SideName,
+    trains_temperature,
+)
+from trainer_ext.recipe.stages import (
     Stage,
     TeacherSpec,
-    trains_temperature,
 )
 
 # Where a folder keeps the parameters of the objective, which do not belong to the model.

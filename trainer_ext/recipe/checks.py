@@ -16,25 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from trainer_ext.recipe.problems import Problem, RecipeError, nearest
-from trainer_ext.recipe.reading import path_of
 from trainer_ext.recipe.schema import (
-    IMAGE_PARTS,
     LOSS_RULES,
     PROMPTED,
     RIGHT_ANSWERS,
     TASK_COLUMNS,
     TERMS,
-    TEXT_PARTS,
-    InitializeSpec,
-    LoraSpec,
     Matryoshka,
-    Part,
     Side,
     SideLoss,
     SideName,
     Source,
+)
+from trainer_ext.recipe.stages import (
+    IMAGE_PARTS,
+    TEXT_PARTS,
+    LoraSpec,
+    Part,
     Stage,
-    TeacherSpec,
     part_names,
     trained_parts,
 )
@@ -273,95 +272,3 @@ def tuning_problems(
     for part in rates:
         if not part_names(part) & trained:
             yield f"{place}.learning_rates.{part}", "this part is not trained here. Leave its rate out."
-
-
-def initialize_problems(initialize: InitializeSpec, trains_tokenizer: bool) -> Iterator[Problem]:
-    """What is wrong with ``initialize`` whatever lies on the disk."""
-    if initialize.text is None and initialize.vision is None:
-        yield "initialize", "names no tower: give it text, vision, or both, or leave it out."
-    if initialize.text is not None and trains_tokenizer:
-        reason = f"a tokenizer trained anew does not fit the word embeddings of initialize.text ({initialize.text})."
-        yield "tokenizer", f"{reason} Name the folder of theirs; null takes the one beside them."
-
-
-def missing_towers(initialize: InitializeSpec) -> Iterator[Problem]:
-    """The files of ``initialize`` that are not on the disk."""
-    for tower, value in initialize:
-        if value is None:
-            continue
-        path = path_of(value)
-        if path.is_dir() and not any(path.glob("*.safetensors")):
-            yield f"initialize.{tower}", f"{value!r} is a folder without a .safetensors file. Pickles are not read."
-        elif not path.is_dir() and not (path.is_file() and path.suffix == ".safetensors"):
-            found = "is not a .safetensors file" if path.is_file() else "does not exist"
-            yield f"initialize.{tower}", f"{value!r} {found}. Give a .safetensors file or a folder of them."
-
-
-def lora_problems(lora: LoraSpec) -> Iterator[Problem]:
-    """A tower listed twice, or modules for a tower without adapters."""
-    if len(set(lora.towers)) < len(lora.towers):
-        yield "lora.towers", f"{lora.towers} lists a tower twice. Name each once."
-    for tower in lora.target_modules.keys() - set(lora.towers):
-        yield f"lora.target_modules.{tower}", f"the {tower} tower has no adapters. Add it to lora.towers."
-
-
-def teacher_problems(teacher: TeacherSpec, stages: Sequence[Stage]) -> Iterator[Problem]:
-    """A teacher of a side that no stage has, or one side twice."""
-    trained = {name for stage in stages for name, _ in stage.sides()}
-    if len(set(teacher.sides)) < len(teacher.sides):
-        yield "teacher.sides", f"{teacher.sides} lists a side twice. Name each once."
-    if not trained & set(teacher.sides):
-        yield (
-            "teacher.sides",
-            f"no stage trains {' or '.join(teacher.sides)}, so it teaches nothing. Name another side.",
-        )
-
-
-def teacher_width_problems(teacher: TeacherSpec, width: int | None) -> Iterator[Problem]:
-    """A teacher that is no folder of a model, or whose vectors have another width than the model's."""
-    folder = path_of(teacher.model)
-    if not (folder / "config.json").is_file():
-        words = "has no config.json: a teacher is the folder of a finished model. Check the path."
-        yield "teacher.model", f"{teacher.model!r} {words}"
-        return
-    theirs = embedding_width(folder)
-    if teacher.kind == "vectors" and width and theirs and theirs != width:
-        words = f"its vectors have {theirs} dimensions and the model's {width}. Use kind: scores."
-        yield "teacher.kind", f"is 'vectors', but {words}"
-
-
-def merge_problems(shares: Sequence[float], initialize: InitializeSpec | None) -> Iterator[Problem]:
-    """Shares of the way that lie behind its end or make one folder, or a start that is in no folder."""
-    names = [merged_name(share) for share in shares]
-    for position, share in enumerate(shares):
-        place = f"merge_with_start.{position}"
-        if share > 1:
-            words = "1 is the finished model itself. Give shares of the way from the start, above 0 and at most 1."
-            yield place, f"{share:g} lies behind the end of the way: {words}"
-        elif names[position] in names[:position]:
-            yield place, f"{share!r} is the folder {names[position]} once more. Leave one out."
-    if shares and initialize is not None:
-        yield (
-            "merge_with_start",
-            "the start is put together by initialize and is in no folder. Save it by examples/convert_checkpoint.py, "
-            "and name that folder as model.",
-        )
-
-
-def merge_start_problems(shares: Sequence[float] | None, model: str, start: Path) -> Iterator[Problem]:
-    """Random weights at the start: between them and a trained model lies nothing that is of use."""
-    if shares and not start.is_dir():
-        yield (
-            "merge_with_start",
-            f"model {model!r} is a preset: the run starts from random weights, and between those and trained ones lie "
-            "no models of use. Take it out, or name a trained model's folder as model.",
-        )
-
-
-def merged_name(share: float) -> str:
-    """The folder, and the report's row, of the model at this share of the way from a run's start.
-
-    >>> merged_name(0.5), merged_name(1.0)
-    ('merged-0.5', 'merged-1')
-    """
-    return f"merged-{share:g}"

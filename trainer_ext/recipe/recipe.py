@@ -19,17 +19,10 @@ from pydantic_core import PydanticCustomError
 
 from trainer_ext.recipe.checks import (
     embedding_width,
-    initialize_problems,
     left_out_problems,
-    lora_problems,
     matryoshka_problems,
-    merge_problems,
-    merge_start_problems,
-    missing_towers,
     source_problems,
     stage_problems,
-    teacher_problems,
-    teacher_width_problems,
     tuning_problems,
     width_problems,
 )
@@ -57,15 +50,26 @@ from trainer_ext.recipe.reading import (
 from trainer_ext.recipe.schema import (
     SIDES,
     TERMS,
+    Matryoshka,
+    Source,
+    Strict,
+)
+from trainer_ext.recipe.stages import (
     AttentionName,
     InitializeSpec,
     LoraSpec,
-    Matryoshka,
-    Source,
     Stage,
-    Strict,
     TeacherSpec,
     TokenizerSpec,
+)
+from trainer_ext.recipe.start_checks import (
+    initialize_problems,
+    lora_problems,
+    merge_problems,
+    merge_start_problems,
+    missing_towers,
+    teacher_problems,
+    teacher_width_problems,
 )
 
 

@@ -1,25 +1,16 @@
-"""Every key of a recipe and its type, from the smallest section up; ``Recipe`` itself is in ``recipe``.
+"""The keys of sources and losses, each with its type; ``stages`` has those of stages, ``recipe`` the ``Recipe`` itself.
 
 1. ``Source``: where rows come from, which columns they have, and how they are read.
 2. ``LossRule``, ``SideLoss``, ``Side``: the loss of half a joint step. docs/losses.md has each option's equation.
-3. ``Stage``: everything that may change at a boundary, with the parts of the model that it trains.
-4. ``InitializeSpec``, ``LoraSpec``, ``TeacherSpec``, ``TokenizerSpec``: sections for a whole run; ``evaluation`` has a
-   file of its own.
 
 What keys must be to each other is in ``checks``.
-
-A model has five parts. A tower's name also stands for its projection::
-
-    text, vision                            the towers
-    text_projection, vision_projection      their last linear layers, where the model has them
-    temperature                             of the image-text loss
 """
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +20,6 @@ from pydantic import (
     PlainValidator,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -272,142 +262,3 @@ class Side(SideLoss):
     sources: Annotated[list[str], Field(min_length=1)]
     batch_size: PositiveInt
     sampling_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-
-
-# --- stages -------------------------------------------------------------------------------------------------------
-Part = Literal["text", "vision", "text_projection", "vision_projection", "temperature"]
-Tower = Literal["text", "vision"]
-Decay = Annotated[float, Field(gt=0.0, le=1.0)]
-
-PARTS: tuple[Part, ...] = get_args(Part)
-# What only images can train, and only texts.
-IMAGE_PARTS: frozenset[Part] = frozenset({"vision", "vision_projection", "temperature"})
-TEXT_PARTS: frozenset[Part] = frozenset({"text", "text_projection"})
-
-Schedule = Literal["cosine", "linear", "constant"]
-
-
-class LayerDecay(Strict):
-    """Layer-wise learning-rate decay of each tower: layer i of n has ``rate * decay ** (n + 1 - i)``.
-
-    Embeddings are layer 0, the last norm and the projection layer n + 1, as in BEiT (arXiv 2106.08254, appendix;
-    ``get_num_layer_for_vit`` of its ``optim_factory.py``) and in EVA-CLIP, which has one decay for each tower too.
-    """
-
-    text: Decay = 1.0
-    vision: Decay = 1.0
-
-
-class Stage(Strict):
-    """One training stage: everything that may change at a boundary.
-
-    ``warmup_steps`` below 1 is a share of the steps, as in TrainingArguments; what is kept is their number.
-
-    >>> Stage(name="short", steps=50, learning_rate=1e-3, warmup_steps=0.1, max_length=77).warmup_steps
-    5
-    """
-
-    name: Name
-    steps: Annotated[PositiveInt, Field(le=MAX_STEPS)]
-    learning_rate: PositiveFloat
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Schedule = "cosine"
-    max_length: Annotated[int, Field(ge=3)]  # two special tokens and one of the text; with fewer nothing would be cut
-    image_size: Annotated[PositiveInt, Field(le=MAX_IMAGE_SIZE)] | None = None
-    patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    random_resized_crop: CropScale | None = None
-    trainable: Annotated[list[Part], Field(min_length=1)] | None = None
-    learning_rates: dict[Part, PositiveFloat] = {}
-    layer_decay: Decay | LayerDecay = 1.0
-    reset_optimizer: bool = False
-    image_text: Side | None = None
-    text: Side | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _count_warmup(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            share, steps = values.get("warmup_steps"), values.get("steps")
-            if isinstance(share, float) and 0 <= share < 1 and isinstance(steps, int):
-                return {**values, "warmup_steps": int(share * steps)}
-        return values
-
-    def sides(self) -> Iterator[tuple[SideName, Side]]:
-        """The halves of this stage's joint step that are switched on, image-text first."""
-        for side_name in SIDES:
-            side = getattr(self, side_name)
-            if side is not None:
-                yield side_name, side
-
-
-# --- sections for a whole run -------------------------------------------------------------------------------------
-AttentionName = Literal["eager", "sdpa"]
-
-
-class InitializeSpec(Strict):
-    """Checkpoints that replace the towers of ``model``: safetensors files, or folders of them, under any public names.
-
-    ``text``: JinaBERT, with or without the head of a masked language model, or a Jina-XLM-RoBERTa; ``vision``: EVA02
-    of timm, open_clip or EVA-CLIP.
-    """
-
-    text: str | None = None
-    vision: str | None = None
-
-
-class LoraSpec(Strict):
-    """Low-rank updates in place of the towers' own weights (arXiv 2106.09685), through PEFT.
-
-    ``r`` is the rank; the update is scaled by ``alpha / r``. ``target_modules`` are the last words of the names of
-    linear layers; a tower without an entry has all linear layers of its transformer blocks.
-    """
-
-    towers: Annotated[list[Tower], Field(min_length=1)] = ["text", "vision"]
-    r: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    target_modules: dict[Tower, Annotated[list[str], Field(min_length=1)]] = {}
-
-
-def part_names(part: Part) -> frozenset[Part]:
-    """The part and what belongs to it.
-
-    >>> sorted(part_names("text")), sorted(part_names("temperature"))
-    (['text', 'text_projection'], ['temperature'])
-    """
-    return frozenset({part, cast(Part, f"{part}_projection")}) if part in get_args(Tower) else frozenset({part})
-
-
-def trained_parts(trainable: Iterable[Part] | None, lora: LoraSpec | None) -> frozenset[Part]:
-    """The parts that a stage trains; one that says nothing trains all, or with LoRA the adapters and the temperature.
-
-    >>> sorted(trained_parts(None, LoraSpec(towers=["text"])))
-    ['temperature', 'text']
-    """
-    if trainable is None:
-        return frozenset(PARTS) if lora is None else frozenset({*lora.towers, "temperature"})
-    return frozenset(name for part in trainable for name in part_names(part)) - _projections(lora)
-
-
-def _projections(lora: LoraSpec | None) -> frozenset[Part]:
-    """Projections are no part of an adapted tower: only its blocks have adapters."""
-    return frozenset() if lora is None else frozenset({"text_projection", "vision_projection"})
-
-
-class TeacherSpec(Strict):
-    """A finished model of ours that the trained one should agree with; it is read from a folder and never changed.
-
-    ``kind``: "scores" compares how the two rank a batch's candidates, "vectors" the vectors themselves. ``weight`` is
-    the term's beside the loss of each of ``sides``.
-    """
-
-    model: str
-    kind: Literal["scores", "vectors"]
-    weight: PositiveFloat = 1.0
-    sides: Annotated[list[SideName], Field(min_length=1)] = list(SIDES)
-
-
-class TokenizerSpec(Strict):
-    """Train a WordPiece tokenizer on the texts of the recipe's own training sources."""
-
-    vocab_size: PositiveInt

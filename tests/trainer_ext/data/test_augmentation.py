@@ -8,7 +8,9 @@ from PIL import Image
 from tests.trainer_ext.tiny_run import make_processor
 from trainer_ext.data.batches import JointCollator, crop_box, random_resized_crop
 from trainer_ext.data.plan import Key
-from trainer_ext.recipe.schema import Stage
+from trainer_ext.recipe.stages import (
+    Stage,
+)
 
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:

@@ -56,10 +56,14 @@ def test_other_values_are_what_they_seem(text: str, value: Any) -> None:
     assert type(found) is type(value)
 
 
+# PyYAML itself does not write all of Unicode's line breaks so that it reads them again.
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"), max_size=20)
+
+
 @given(
     value=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.dates().map(str),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS | st.dates().map(str),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
         max_leaves=8,
     )
 )
