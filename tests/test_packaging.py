@@ -82,6 +82,7 @@ def test_wheel_declares_what_pyproject_says(wheel: Path) -> None:
     assert {Requirement(text).name for text in base} == {"torch", "transformers", "pillow", "numpy"}
 
 
+@pytest.mark.slow
 def test_installed_outside_the_checkout_finds_its_values(wheel: Path, tmp_path: Path) -> None:
     """A fresh venv with our wheel, beside the libraries of this environment but out of the checkout's sight."""
     venv.create(tmp_path / "venv", with_pip=False)

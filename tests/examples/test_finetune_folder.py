@@ -72,6 +72,7 @@ def test_a_folder_of_pictures(
     assert figures(tmp_path / "out" / "with-texts") == tuned  # nothing is trained a second time
 
 
+@pytest.mark.slow
 def test_pictures_alone_stopped_and_gone_on_with(
     run: Run, model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:

@@ -278,6 +278,7 @@ json.dump(found, open(sys.argv[1], "w"))
 """
 
 
+@pytest.mark.slow
 def test_the_folders_own_code_refuses_the_same(good: Path, tmp_path: Path) -> None:
     rows = ["empty", "missing", "pickle-of-torch", "pickle-in-an-index", "heads", "activation"]
     folders = {row: damaged(good, tmp_path / row, ROWS[row][0]) for row in rows}

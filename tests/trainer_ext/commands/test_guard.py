@@ -18,7 +18,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     ("error", "code", "line"),
     [
         (ValueError("two\n  lines"), 2, "error: two lines\n"),
-        (FileNotFoundError(2, "No such file or directory", "x.csv"), 2, "'x.csv'\n"),
+        (FileNotFoundError(2, "No such file or directory", "x.csv"), 2, "error: x.csv: no such file or directory\n"),
         (SystemExit("--texts x: no such file"), 2, "error: --texts x: no such file\n"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
     ],

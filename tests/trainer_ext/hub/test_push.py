@@ -365,6 +365,7 @@ np.savez("vectors.npz", texts=model.encode_text(texts), images=model.encode_imag
 """
 
 
+@pytest.mark.slow
 def test_model_loads_back_by_repository_id(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
     """The path of a user: a name, a download, remote code in the commit's directory, our vectors."""
     push(built, REPO, private=True)

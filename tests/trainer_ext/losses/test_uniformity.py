@@ -104,6 +104,7 @@ def all_terms(folder: Path) -> None:
         term_of_rank(name, folder, tile_size)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_value_and_gradients_of_one(tmp_path: Path) -> None:
     """The log of the whole mean, not the mean of logs; gradients are averaged over processes, as DDP does it."""
     assert in_two_processes(all_terms, tmp_path) == [0, 0]

@@ -65,6 +65,7 @@ def test_precision_given_by_the_launcher(
     assert "mixed_precision: no -> bf16" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_number_of_processes(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert in_two_processes(run_command, command) == [0, 0]
     assert main([*command, "--resume"]) == 2

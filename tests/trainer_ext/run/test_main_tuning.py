@@ -28,6 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_lora_with_averaged_weights(tiny_recipe: Path, base: Path, tmp_path: Path) -> None:
     """Every folder of the run is a whole model; resuming the finished run writes them again."""
     command = [str(tiny_recipe), "--output_dir", str(tmp_path / "run"), f"model={base}", "tokenizer=null"]

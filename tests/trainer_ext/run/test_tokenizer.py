@@ -58,6 +58,7 @@ def test_auto_tokenizer_loads_it_without_remote_code(tmp_path: Path) -> None:
     assert loaded.model_max_length == MAX_LENGTH
 
 
+@pytest.mark.slow
 def test_any_process_and_any_order_of_texts_give_the_same_vocabulary() -> None:
     """Many words of equal counts: whoever breaks ties by a hash map's order fails here nearly always."""
     script = """
