@@ -28,7 +28,7 @@ from trainer_ext.checking.page import check_page
 from trainer_ext.checking.pictures import picture_findings
 from trainer_ext.checking.plan_shares import SourceShare, make_plan, plan_shares, share_findings
 from trainer_ext.checking.scan import NO_LIMIT, AllBroken, SourceScan, open_source, scan
-from trainer_ext.checking.texts import token_findings
+from trainer_ext.checking.texts import flip_findings, token_findings
 from trainer_ext.data.formats import DataError
 from trainer_ext.data.sources import Rows, row_count
 from trainer_ext.files import partial_path, write_json, write_whole
@@ -152,6 +152,9 @@ class _Check:
         for name, column in found.texts.items():
             if column.tokens is not None:
                 log.add(token_findings(source.name, found.column(name), name, column.tokens, stages, found.place))
+        if (captions := found.texts.get("caption")) is not None:
+            sided = captions.sided, captions.texts, captions.first_sided
+            log.add(flip_findings(source.name, found.column("caption"), *sided, stages, found.place))
         if len(found.pictures) and self.processor is not None:
             images = self.processor.image_processor
             crops = images.resize_mode == "shortest"

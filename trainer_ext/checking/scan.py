@@ -24,7 +24,7 @@ from trainer_ext.checking.alike import Grown
 from trainer_ext.checking.findings import Finding, FindingLog, Level, share
 from trainer_ext.checking.near_texts import plain, sketches, text_key, text_keys
 from trainer_ext.checking.pictures import PictureFacts, Pictures, picture_facts
-from trainer_ext.checking.texts import Frequent, Place, TokenCounts, text_findings
+from trainer_ext.checking.texts import Frequent, Place, TokenCounts, says_a_side, text_findings
 from trainer_ext.data.broken_rows import BrokenRow, BrokenRows, over_budget
 from trainer_ext.data.formats import RowPlaces
 from trainer_ext.data.images import IMAGE_ERRORS, undecodable
@@ -48,10 +48,13 @@ class TextColumn:
     """What is kept of the texts of a column: hashes of each, and counts.
 
     ``keys``, ``rows`` and ``things`` are (texts,): hash of the plain text, number of its row, and what the row shows.
+    ``sided`` are captions that say left or right, the first of them in row ``first_sided``.
     """
 
     tokens: TokenCounts | None = None
     texts: int = 0
+    sided: int = 0
+    first_sided: int = 0
     frequent: Frequent = field(default_factory=Frequent)
     openings: Frequent = field(default_factory=Frequent)
     keys: Grown = field(default_factory=Grown)
@@ -67,6 +70,8 @@ class TextColumn:
             grown.add(block)
         for text, row in zip(normal, rows.tolist(), strict=True) if caption else ():
             self.frequent.add(text, row)
+            if says_a_side(text):
+                self.first_sided, self.sided = self.first_sided if self.sided else row, self.sided + 1
             if len(words := text.split(maxsplit=4)) > 4:
                 self.openings.add(" ".join(words[:4]), row)
 

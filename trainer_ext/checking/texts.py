@@ -10,13 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer_ext.checking.findings import Finding, quoted, share
+from trainer_ext.checking.findings import Finding, Level, quoted, share
 from trainer_ext.recipe.stages import (
     Stage,
 )
 
 # Share of a source's texts cut by a stage, and of its tokens that are unknown, from which it is a warning.
 MUCH_CUT, MUCH_UNKNOWN = 0.1, 0.01
+# Share of a source's captions that say left or right, from which flipping its pictures is a warning.
+MUCH_SIDED = 0.01
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+Place = Callable[[int], tuple[str, int]]
 
 # What programs, cameras and web pages write where a caption belongs. The first that matches is named.
 _MADE: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -66,6 +71,35 @@ def too_short(text: str) -> bool:
     (True, True, False, False)
     """
     return sum(letter.isalnum() for letter in text) < 2 and not _WORD_LETTERS.search(text)
+
+
+def says_a_side(text: str) -> bool:
+    """Whether an English text says left or right, which a flip of its picture would make wrong.
+
+    >>> says_a_side("an arrow to the left"), says_a_side("a bright leftover")
+    (True, False)
+    """
+    return _SIDE.search(text) is not None
+
+
+def flip_findings(
+    source: str, column: str, sided: int, texts: int, first: int, stages: Sequence[Stage], place: Place
+) -> Iterator[Finding]:
+    """Captions that say left or right, in stages that flip pictures.
+
+    Args:
+        column: the data's own name of the column.
+        sided: captions that say a side, of ``texts``; ``first`` is the row of the first of them.
+        stages: those that read the source.
+    """
+    flips = [stage.name for stage in stages if stage.augmentation is not None and stage.augmentation.horizontal_flip]
+    if flips and sided:
+        words = (
+            f"stage {flips[0]!r} flips pictures, and {share(sided, texts)} of the captions say left or right, which "
+            "is wrong of a flipped picture. Set horizontal_flip: 0, or give them a stage without it; first here."
+        )
+        level: Level = "warning" if sided >= MUCH_SIDED * texts else "note"
+        yield Finding(level, "flip", source, words, *place(first), column)
 
 
 class Seen(NamedTuple):
@@ -144,9 +178,6 @@ class TokenCounts:
                 str(limit): {"texts": self.cut(limit), "share_of_tokens": self.lost(limit)} for limit in self._limits
             },
         }
-
-
-Place = Callable[[int], tuple[str, int]]
 
 
 def token_findings(

@@ -1,20 +1,20 @@
 """Keys to rows, rows to tensors: ``JointDataset`` reads the rows that the plan names, ``JointCollator`` makes a batch.
 
-Each text column is padded by itself. Random resized crops of training pictures are those of open_clip, by Pillow alone.
+Each text column is padded by itself. Random crops and other changes of pictures and texts are in ``augmentation``.
 """
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain, count, groupby, islice
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
+from trainer_ext.data.augmentation import augmented_picture, augmented_text, random_resized_crop, row_generator
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.images import IMAGE_ERRORS, on_background
 from trainer_ext.data.plan import Key
@@ -28,44 +28,6 @@ from trainer_ext.recipe.schema import (
 from trainer_ext.recipe.stages import (
     Stage,
 )
-
-# Width to height of a crop, before it is made square; torchvision's and open_clip's range.
-_RATIO = (3 / 4, 4 / 3)
-_TRIES = 10
-
-
-def random_resized_crop(
-    picture: Image.Image, size: int, scale: tuple[float, float], generator: np.random.Generator
-) -> Image.Image:
-    """Cut out a random part of a picture and make it ``size`` x ``size``, without keeping its proportions.
-
-    The algorithm of torchvision's ``RandomResizedCrop``: an area drawn evenly from ``scale``, a ratio of the sides
-    drawn evenly on a logarithmic scale from 3/4 to 4/3, a place; the largest possible part of the middle if ten draws
-    do not fit. Bicubic.
-
-    >>> random_resized_crop(Image.new("RGB", (50, 40)), 16, (0.9, 1.0), np.random.default_rng(0)).size
-    (16, 16)
-    """
-    box = crop_box(*picture.size, scale, generator)
-    return picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-
-
-def crop_box(
-    width: int, height: int, scale: tuple[float, float], generator: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a random part of a picture."""
-    for _ in range(_TRIES):
-        area = width * height * generator.uniform(*scale)
-        ratio = math.exp(generator.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
-        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < wide <= width and 0 < high <= height:
-            left, top = int(generator.integers(width - wide + 1)), int(generator.integers(height - high + 1))
-            return left, top, left + wide, top + high
-    ratio = min(max(width / height, _RATIO[0]), _RATIO[1])
-    wide, high = min(width, round(height * ratio)), min(height, round(width / ratio))
-    left, top = (width - wide) // 2, (height - high) // 2
-    return left, top, left + wide, top + high
-
 
 Row = dict[str, Any]
 
@@ -145,6 +107,8 @@ class JointDataset(Dataset[Row]):
             row["caption"] = row["caption"][self._draw(row["key"], len(row["caption"]))]
             if "negatives" in row:  # another caption of the picture is as right as the drawn one, and counts as it
                 row["negatives"] = [row["caption"] if text in right else text for text in row["negatives"]]
+        if source.prompts:
+            row["prompts"] = source.prompts  # what augmentation must not touch
         for name, prompt in source.prompts.items():
             row[name] = prompt + row[name]
             if name in RIGHT_ANSWERS and "negatives" in row:
@@ -164,7 +128,7 @@ class JointCollator:
         processor: has ``tokenizer``, called as in transformers, and ``image_processor`` with its ``fitted`` and
             ``background``, on which transparent pictures lie unless their source has laid them on another one.
         stages: the recipe's stages; the rows' keys say which one a batch belongs to.
-        seed: decides random crops, together with a row's source, epoch and number.
+        seed: decides augmentations, together with a row's source, epoch and number.
 
     Returns (by a call):
         ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
@@ -177,7 +141,8 @@ class JointCollator:
           are flat, row by row, (batch * negatives, tokens), and ``negative_ids``.
 
         Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for pictures of
-        equal content). They show which candidates of a batch are no true negatives.
+        equal content). They show which candidates of a batch are no true negatives, and are of the texts and pictures
+        before any augmentation.
     """
 
     def __init__(self, processor: Any, stages: Sequence[Stage], seed: int = 0) -> None:
@@ -199,10 +164,13 @@ class JointCollator:
     def _image_text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
         size = {} if stage.image_size is None else {"size": stage.image_size}
         pixels = self._processor.image_processor.fitted([self._picture(row, stage) for row in rows], **size)
+        if (spec := stage.augmentation) is not None and spec.changes_pictures():
+            drawn = [partial(row_generator, self._seed, row["key"]) for row in rows]
+            pixels = np.stack([augmented_picture(*each, spec) for each in zip(pixels, drawn, strict=True)])
         columns = {"caption": [row["caption"] for row in rows]}
         if stage.image_text is not None and LOSS_RULES[stage.image_text.loss].takes_negatives("image_text"):
             columns["negatives"] = [text for row in rows for text in row["negatives"]]
-        tokens = self._tokens(columns, stage)
+        tokens = self._tokens(self._shown(columns, rows, stage), stage)
         side: dict[str, Any] = {
             "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
             **tokens["caption"],
@@ -218,18 +186,15 @@ class JointCollator:
             return row["image"]
         # Its colours, before the crop mixes them with those below the transparency.
         picture = on_background(row["image"], getattr(self._processor.image_processor, "background", None))
-        key = row["key"]
-        label = hashlib.blake2b(f"{self._seed}/{key.source}/{key.epoch}/{key.index}/crop".encode(), digest_size=8)
-        generator = np.random.default_rng(int.from_bytes(label.digest()))
         size = stage.image_size or self._processor.image_processor.size
         low, high = stage.random_resized_crop
-        return random_resized_crop(picture, size, (low, high), generator)
+        return random_resized_crop(picture, size, (low, high), row_generator(self._seed, row["key"], "crop"))
 
     def _text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
         columns = {"query": [row["query"] for row in rows], "positive": [row["positive"] for row in rows]}
         if "negatives" in rows[0]:
             columns["negatives"] = [text for row in rows for text in row["negatives"]]
-        side: dict[str, Any] = self._tokens(columns, stage)
+        side: dict[str, Any] = self._tokens(self._shown(columns, rows, stage), stage)
         if "id" in rows[0]:
             side["row_ids"] = stable_ids([str(row["id"]) for row in rows])
         if "score" in rows[0]:
@@ -237,6 +202,22 @@ class JointCollator:
         for name, texts in columns.items():
             side[f"{name.removesuffix('s')}_ids"] = stable_ids(texts)
         return side
+
+    def _shown(self, columns: dict[str, list[str]], rows: Sequence[Row], stage: Stage) -> dict[str, list[str]]:
+        """The texts as the stage's augmentation leaves them, with their prompts whole."""
+        spec = stage.augmentation
+        if spec is None or not spec.changes_texts():
+            return columns
+        shown: dict[str, list[str]] = {}
+        for name, texts in columns.items():
+            each = len(texts) // len(rows)  # negatives are several a row
+            shown[name] = []
+            for place, text in enumerate(texts):
+                row = rows[place // each]
+                prompt = _prompt(row, name)
+                draw = partial(_text_generator, self._seed, row["key"], f"{name}/{place % each}")
+                shown[name].append(prompt + augmented_text(text.removeprefix(prompt), draw, spec))
+        return shown
 
     def _tokens(self, columns: dict[str, list[str]], stage: Stage) -> dict[str, dict[str, torch.Tensor]]:
         """Each column's ``input_ids`` and ``attention_mask``, padded at the end to the column's longest text."""
@@ -280,6 +261,17 @@ def _padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
     ids = np.full(mask.shape, pad, dtype=np.int64)
     ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=lengths.sum())
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def _text_generator(seed: int, key: Key, text: str, purpose: str) -> np.random.Generator:
+    return row_generator(seed, key, f"{purpose}/{text}")
+
+
+def _prompt(row: Row, column: str) -> str:
+    """What stands before a column's texts; negatives have that of the right answers."""
+    prompts = row.get("prompts", {})
+    names = RIGHT_ANSWERS if column == "negatives" else (column,)
+    return next((prompts[name] for name in names if name in prompts), "")
 
 
 def _image_label(row: Row) -> str:

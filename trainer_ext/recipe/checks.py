@@ -205,8 +205,28 @@ def stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterat
             yield f"{place}.warmup_steps", f"must be less than steps ({stage.steps}), got {stage.warmup_steps}."
         if not any(True for _ in stage.sides()):
             yield place, "trains nothing: give it image_text, text, or both."
+        yield from augmentation_problems(f"{place}.augmentation", stage)
         for side_name, side in stage.sides():
             yield from _side_problems(f"{place}.{side_name}", side_name, side, sources)
+
+
+def augmentation_problems(place: str, stage: Stage) -> Iterator[Problem]:
+    """Changes of pictures that the stage does not have, changes of nothing, and words taken from scored texts."""
+    spec = stage.augmentation
+    if spec is None:
+        return
+    if spec.changes_pictures() and stage.image_text is None:
+        names = [name for name in type(spec).model_fields if not name.startswith("word_") and getattr(spec, name)]
+        yield f"{place}.{names[0]}", "changes pictures, and this stage has none. Take it out, or add image_text."
+    jitter = spec.color_jitter
+    strengths = () if jitter is None else (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    if jitter is not None and jitter.probability and not any(strengths):
+        yield f"{place}.color_jitter", "has no strength above 0, so it changes nothing. Give one, or take it out."
+    scored = stage.text is not None and LOSS_RULES[stage.text.loss].tasks.get("text") == "scored-pair"
+    if scored and spec.changes_texts():
+        name = "word_deletion" if spec.word_deletion else "word_swap"
+        words = "changes texts whose scores are of them as they stand. Take it out, or give scored pairs another stage."
+        yield f"{place}.{name}", words
 
 
 def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequence[Source]) -> Iterator[Problem]:

@@ -229,6 +229,8 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             if source[key] is None:
                 del source[key]
     for stage in content["stages"]:  # the same of keys with these values
+        if stage["augmentation"] is None:
+            del stage["augmentation"]
         for side in filter(None, map(stage.get, SIDES)):
             for key in ("label_smoothing", "hardness", *TERMS):
                 if not side[key]:

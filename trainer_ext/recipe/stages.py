@@ -48,6 +48,48 @@ class LayerDecay(Strict):
     vision: Decay = 1.0
 
 
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ColorJitter(Strict):
+    """With this ``probability`` a picture's colours change, each by a factor or a turn drawn up to its strength.
+
+    The strengths are BYOL's (arXiv 2006.07733, appendix B). ``hue`` is a share of the circle of colours.
+    """
+
+    probability: Probability = 0.8
+    brightness: Annotated[float, Field(ge=0.0)] = 0.4
+    contrast: Annotated[float, Field(ge=0.0)] = 0.4
+    saturation: Annotated[float, Field(ge=0.0)] = 0.2
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+
+
+class Augmentation(Strict):
+    """Random changes of pictures and texts, drawn anew for each row in each epoch; ``data.augmentation`` has the steps.
+
+    Numbers are probabilities: of a picture, ``word_deletion`` of each word; ``word_swap`` is swaps per word of a text.
+
+    >>> Augmentation(word_swap=0.1).changes_texts(), Augmentation(word_swap=0.1).changes_pictures()
+    (True, False)
+    """
+
+    horizontal_flip: Probability = 0.0
+    color_jitter: ColorJitter | None = None
+    grayscale: Probability = 0.0
+    gaussian_blur: Probability = 0.0
+    word_deletion: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    word_swap: Probability = 0.0
+
+    def changes_pictures(self) -> bool:
+        """Whether some picture may change."""
+        jitter = self.color_jitter is not None and self.color_jitter.probability > 0
+        return jitter or max(self.horizontal_flip, self.grayscale, self.gaussian_blur) > 0
+
+    def changes_texts(self) -> bool:
+        """Whether some text may change."""
+        return max(self.word_deletion, self.word_swap) > 0
+
+
 class Stage(Strict):
     """One training stage: everything that may change at a boundary.
 
@@ -66,6 +108,7 @@ class Stage(Strict):
     image_size: Annotated[PositiveInt, Field(le=MAX_IMAGE_SIZE)] | None = None
     patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     random_resized_crop: CropScale | None = None
+    augmentation: Augmentation | None = None
     trainable: Annotated[list[Part], Field(min_length=1)] | None = None
     learning_rates: dict[Part, PositiveFloat] = {}
     layer_decay: Decay | LayerDecay = 1.0

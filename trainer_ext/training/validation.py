@@ -1,6 +1,6 @@
 """The losses of a stage on rows that training never sees: ``validation_loss: true`` in a recipe.
 
-The same objective on the same kind of batches as training, with these differences: no dropout, no random crops, the
+The same objective on the same kind of batches as training, with these differences: no dropout, no augmentation, the
 first of several captions or what the seed draws in epoch 0, and the same batches every time, so figures of two steps
 can be compared. The main process computes it by itself, whatever the number of processes.
 """
@@ -53,7 +53,8 @@ class ValidationLoss:
     def __init__(
         self, recipe: Recipe, held: Mapping[str, Dataset], processor: JinaCLIPProcessor, objective: JointObjective
     ) -> None:
-        self._stages = [stage.model_copy(update={"random_resized_crop": None}) for stage in recipe.stages]
+        plain = {"random_resized_crop": None, "augmentation": None}
+        self._stages = [stage.model_copy(update=plain) for stage in recipe.stages]
         self._held = dict(held)
         sources = [source for source in recipe.sources if source.name in self._held]
         self._rows = JointDataset(sources, self._held, recipe.seed)

@@ -190,6 +190,37 @@ def test_batches_are_what_the_model_sees(folder: Path) -> None:
         assert np.array_equal(pixels, np.asarray(picture(key.index, (48, 16)))[:, 16:32])
 
 
+def test_batches_are_shown_with_their_augmentations(folder: Path) -> None:
+    rows = [{"image": encoded(picture(n, (16, 16))), "caption": "one red bar number two after nine"} for n in range(4)]
+    sources = [source(write_rows(folder / "p.parquet", rows), PICTURES, "photos")]
+    recipe = write_recipe(folder, sources, {"image_text": {"sources": ["photos"], "batch_size": 4}})
+    changes = "stages.0.augmentation={horizontal_flip: 1.0, word_deletion: 0.5}"
+    [plain], [changed] = (
+        stage_batches(found, load_sources(found.used_sources()), make_processor(), make_plan(found, {"photos": 4}))
+        for found in (load_recipe(recipe, ["stages.0.max_length=20", *extra]) for extra in ([], [changes]))
+    )
+    pixels = [
+        [np.asarray(Image.open(io.BytesIO(base64.b64decode(row.picture.partition(",")[2])))) for row in batch.rows]
+        for batch in (plain, changed)
+    ]
+    assert all(np.array_equal(left[:, ::-1], right) for left, right in zip(*pixels, strict=True))
+    assert max(len(row.texts[0].text.split()) for row in changed.rows) < 7
+    assert {row.texts[0].text for row in plain.rows} == {"one red bar number two after nine"}
+
+
+@pytest.mark.parametrize(("flip", "found"), [("0.5", 1), ("0.0", 0)])
+def test_flips_of_captions_that_say_a_side_are_told(folder: Path, flip: str, found: int) -> None:
+    captions = ["one red bar", "a bar on the Left", "bright red bars", "turn right"]
+    rows = [{"image": encoded(picture(n, (16, 16))), "caption": text} for n, text in enumerate(captions)]
+    sources = [source(write_rows(folder / "p.parquet", rows), PICTURES, "photos")]
+    recipe = write_recipe(folder, sources, {"image_text": {"sources": ["photos"], "batch_size": 4}})
+    changed = load_recipe(recipe, [f"stages.0.augmentation={{horizontal_flip: {flip}, grayscale: 0.1}}"])
+    log = check(changed, steps=False).log
+    told = log.shown.get(Group("warning", "photos", "flip"), [])
+    assert len(told) == found
+    assert all("'only' flips pictures, and 2 of 4 (50.0%)" in one.words and one.row == 1 for one in told), told
+
+
 def answered(recipe: Recipe, folder: Path, processor: Path | None = None) -> dict[str, Any]:
     """What the process of its own would write, in this one."""
     asked, answer = folder / "asked.json", folder / "answer.json"

@@ -1,4 +1,7 @@
-"""Random crops: torchvision's ranges, the same crop for the same row, another one in every epoch and for every seed."""
+"""Random crops: torchvision's ranges, the same crop for the same row, another one in every epoch and for every seed.
+
+The other changes of pictures and texts are in ``test_augmented_pictures`` and ``test_augmented_texts``.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ import torch
 from PIL import Image
 
 from tests.trainer_ext.tiny_run import make_processor
-from trainer_ext.data.batches import JointCollator, crop_box, random_resized_crop
+from trainer_ext.data.augmentation import crop_box, random_resized_crop
+from trainer_ext.data.batches import JointCollator
 from trainer_ext.data.plan import Key
 from trainer_ext.recipe.stages import (
     Stage,

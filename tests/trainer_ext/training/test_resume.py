@@ -18,6 +18,10 @@ from tests.trainer_ext.tiny_run import RunFactory, assert_same_weights, entries_
 from trainer_ext.files import last_whole_checkpoint
 from trainer_ext.training.trainer import JinaCLIPTrainer
 
+SPEC = (
+    "{horizontal_flip: 0.5, color_jitter: {}, grayscale: 0.2, gaussian_blur: 0.5, word_deletion: 0.3, word_swap: 0.2}"
+)
+AUGMENTED = [f"stages.{stage}.augmentation={SPEC}" for stage in range(3)]
 VARIANTS = {
     "every step": ["save_steps=1"],
     "workers": ["save_steps=2", "dataloader_num_workers=2"],
@@ -25,6 +29,7 @@ VARIANTS = {
     "cache": ["save_steps=2", "gradient_cache_chunk_size=3", "gradient_accumulation_steps=2"],
     "bf16": ["save_steps=2", "bf16=true"],
     "rare logs": ["save_steps=2", "logging_steps=3"],
+    "augmentation": ["save_steps=2", "dataloader_num_workers=1", *AUGMENTED],
 }
 
 
@@ -63,6 +68,7 @@ def assert_same_run(left: JinaCLIPTrainer, right: JinaCLIPTrainer) -> None:
         ("every step", 3),  # in the first stage's last step: resumes before the boundary
         ("every step", 4),  # resumes at the boundary
         pytest.param("workers", 5, marks=pytest.mark.slow),
+        pytest.param("augmentation", 5, marks=pytest.mark.slow),
         ("cache", 5),
         pytest.param("accumulation", 7, marks=pytest.mark.slow),
         pytest.param("bf16", 7, marks=pytest.mark.slow),
