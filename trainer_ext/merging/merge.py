@@ -19,6 +19,7 @@ from trainer_ext.locks import held
 from trainer_ext.merging.arithmetic import Position, check_scale, combined, normalized, shares_of
 from trainer_ext.merging.parents import Parent, Say, open_parents
 from trainer_ext.sentence_files import write_sentence_files
+from trainer_ext.training.switches import torch_as_it_comes
 
 MERGE_FILE = "merge.json"
 # A model this far from the base, as a share of the base's length, was hardly trained from it: two models of other
@@ -55,10 +56,13 @@ def merge(
     >>> merge("outputs/start", ["outputs/tuned"], "outputs/between", scale=0.5)             # doctest: +SKIP
     PosixPath('outputs/between')
     """
+    if isinstance(models, str | Path) or not models:
+        raise ValueError(f"models is {models!r}: give a list of one folder or more to merge with {base}")
     position = Position(normalized(weights, len(models)), check_scale(scale))
     refuse_unwritable(output_dir, "--output_dir")
     target = Path(output_dir)
-    with held(target, ["python", "-m", "trainer_ext", "merge", str(base), *map(str, models)], say):
+    words = ["python", "-m", "trainer_ext", "merge", str(base), *map(str, models)]
+    with torch_as_it_comes(), held(target, words, say):
         _refuse_target(target)
         first, others = open_parents(base, models, say)
         if probe is not None:
@@ -103,6 +107,14 @@ def merged_weights(base: Parent, models: Sequence[Parent], position: Position) -
     length, squares = 0.0, [0.0] * len(models)
     for name in tqdm(sorted(base.weights), desc="merging", unit="tensor", leave=False, disable=None):
         start, others = base.weights[name], [model.weights[name] for model in models]
+        for one, tensor in zip([base, *models], [start, *others], strict=True):
+            if tensor.is_floating_point() != start.is_floating_point() or (
+                tensor.is_floating_point() and tensor.itemsize < 2
+            ):
+                raise ValueError(
+                    f"{name} of {one.name} is of type {str(tensor.dtype).removeprefix('torch.')}, so it is quantised: "
+                    "its numbers mean other ones; give the model in bfloat16, float16 or float32"
+                )
         if not start.is_floating_point():
             if not all(torch.equal(start, other) for other in others):
                 raise ValueError(f"{name} holds whole numbers, which are not the same in all models: nothing to merge")

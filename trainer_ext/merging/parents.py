@@ -77,7 +77,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         found = [folder / name for name in names if Path(name).name == name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} cannot be read ({error!r}); copy it again") from error
     if len(found) < len(names) or not all(path.is_file() for path in found):
         raise ValueError(f"{index} names files that are not in {folder}; copy the folder again")
@@ -107,16 +107,18 @@ def open_parents(base: str | Path, models: Sequence[str | Path], say: Say) -> tu
     """The base and the models, all of the same kind.
 
     Raises:
-        ValueError: no models, one that cannot be read, or one that does not fit the base; one line that names it.
+        ValueError: a model that cannot be read, that does not fit the base, or is there twice; one line that names it.
     """
-    if not models:
-        raise ValueError("there is nothing to merge with BASE; name one model or more after it")
     first = _open_model(str(base))
-    opened = []
+    opened: list[Parent] = []
     for name in map(str, models):
+        if twin := next((one for one in opened if one.folder.samefile(_folder(name))), None):
+            raise ValueError(f"{name} is the same folder as {twin.name}: give each model once, and its whole weight")
         is_adapter = (_folder(name) / ADAPTER_CONFIG).is_file() and not (_folder(name) / "config.json").is_file()
         other = _open_adapter(name, first, say) if is_adapter else _open_model(name)
         refuse_difference(first, other)
+        if other.folder.samefile(first.folder):
+            say(f"{name} is BASE itself: its weight only takes the merged model back to BASE, as a lower scale does")
         opened.append(other)
     return first, opened
 
@@ -157,10 +159,13 @@ def _open_adapter(name: str, base: Parent, say: Say) -> Parent:
         processor = JinaCLIPProcessor.from_pretrained(own)
     except Exception as error:  # as above
         _refuse_unreadable(name, error)
+    trained_on = str(trained_on or "")
     if trained_on and Path(trained_on).is_dir() and not Path(trained_on).samefile(base.folder):
         raise ValueError(
             f"{name} holds adapters that were trained on {trained_on}, not on {base.name}: give it as BASE"
         )
+    if trained_on and not Path(trained_on).is_dir():
+        say(f"{name} has adapters that were trained on {trained_on}, which is not here: is {base.name} it?")
     if not (folder / TEMPERATURE_FILE).is_file():
         say(f"{name} has adapters without a temperature: {base.name}'s is kept; the run's own folder has it")
     model = merged_from(JinaCLIPModel.from_pretrained(base.folder), folder)

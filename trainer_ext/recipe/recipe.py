@@ -113,7 +113,7 @@ class Recipe(Strict):
         if self.teacher is not None:
             problems += teacher_problems(self.teacher, self.stages)
         problems += self._tuning_problems()
-        problems += merge_problems(self.merge_with_start or [], self.initialize)
+        problems += merge_problems(self.merge_with_start or [], self.initialize, self.stages)
         if problems:
             raise PydanticCustomError("recipe_checks", "{text}", {
                 "problems": problems, "text": "; ".join(f"{path}: {message}" for path, message in problems)

@@ -73,8 +73,11 @@ def teacher_width_problems(teacher: TeacherSpec, width: int | None) -> Iterator[
         yield "teacher.kind", f"is 'vectors', but {words}"
 
 
-def merge_problems(shares: Sequence[float], initialize: InitializeSpec | None) -> Iterator[Problem]:
-    """Shares of the way that lie behind its end or make one folder, or a start that is in no folder."""
+def merge_problems(
+    shares: Sequence[float], initialize: InitializeSpec | None, stages: Sequence[Stage]
+) -> Iterator[Problem]:
+    """Shares of the way that lie behind its end or have a name that is taken, or a start that is in no folder."""
+    taken = [stage.name for stage in stages]
     names = [merged_name(share) for share in shares]
     for position, share in enumerate(shares):
         place = f"merge_with_start.{position}"
@@ -83,6 +86,8 @@ def merge_problems(shares: Sequence[float], initialize: InitializeSpec | None) -
             yield place, f"{share:g} lies behind the end of the way: {words}"
         elif names[position] in names[:position]:
             yield place, f"{share!r} is the folder {names[position]} once more. Leave one out."
+        elif names[position] in taken:
+            yield place, f"{share!r} is {names[position]} in the report, as a stage is. Rename the stage."
     if shares and initialize is not None:
         yield (
             "merge_with_start",

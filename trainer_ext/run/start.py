@@ -1,5 +1,6 @@
 """What a run starts from: a preset with random weights or a checkpoint folder, with its processor."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from modeling_jina_clip import (
     JinaCLIPProcessor,
     initialize_towers,
 )
+from trainer_ext.files import file_hash
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.recipe.checks import read_model_config
 from trainer_ext.recipe.reading import find_resource, path_of
@@ -134,6 +136,20 @@ def checked_config(model: Path) -> JinaCLIPConfig:
             f"has {present / 1e9:,.1f} GB of memory. Correct its sizes, or use a larger machine"
         )
     return config
+
+
+# What a model's folder is read for: weights, and how texts and pictures become numbers. The rest is for people.
+_READ = ("*.safetensors", "config.json", "*processor_config.json", "tokenizer*", "*.model", "*tokens*.json", "vocab.*")
+
+
+def model_fingerprint(place: Path) -> str:
+    """The content of a preset, or of what a model's folder is loaded from, as one hash; a second for each GB.
+
+    A resumed run reads its teacher again, with LoRA its start's weights, and its start at the end to be merged with.
+    """
+    files = [place] if place.is_file() else sorted({path for name in _READ for path in place.glob(name)})
+    parts = [f"{path.name}/{file_hash(path)}" for path in files if path.is_file()]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def _parameters(config: JinaCLIPConfig) -> int:

@@ -33,7 +33,7 @@ from trainer_ext.evaluation.tasks import Task
 from trainer_ext.locks import waiting_is_said
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.recipe.problems import raise_problems
-from trainer_ext.recipe.reading import find_resource
+from trainer_ext.recipe.reading import find_resource, path_of
 from trainer_ext.recipe.recipe import Recipe, load_recipe, only_stage
 from trainer_ext.report import report_of_run, write_report
 from trainer_ext.report.page import PAGE_FILE
@@ -50,9 +50,9 @@ from trainer_ext.run.evaluating import (
 from trainer_ext.run.folder import RunFolder
 from trainer_ext.run.merging_start import measure_merged_models, start_problems, write_merged_models
 from trainer_ext.run.speed import SpeedRecord
-from trainer_ext.run.start import as_trained_here, initial_model, training_arguments
-from trainer_ext.run.switches import torch_as_it_comes
+from trainer_ext.run.start import as_trained_here, initial_model, model_fingerprint, training_arguments
 from trainer_ext.run.watching import WatchCallback, stopped_at
+from trainer_ext.training.switches import torch_as_it_comes
 from trainer_ext.training.trainer import JinaCLIPTrainer
 from trainer_ext.training.validation import validation_problems
 
@@ -234,17 +234,22 @@ def _watch(trainer: JinaCLIPTrainer, folder: RunFolder, checkpoint: Path | None)
 
 
 def setup_of(trainer: JinaCLIPTrainer) -> dict[str, Any]:
-    """What decides a run's steps beside its recipe: the launcher's part, and the data as they were found.
+    """What decides a run's steps beside its recipe: the launcher's part, and data and models as they were found.
 
     The rows of a streaming source are None: they are not counted before they are read.
     """
     is_main = trainer.is_world_process_zero()  # which alone writes and compares; reading the data once is enough
+    recipe = trainer.recipe
+    models = {"start": find_resource("models", recipe.model)}
+    if recipe.teacher is not None:
+        models["teacher"] = path_of(recipe.teacher.model)
     return {
         "processes": trainer.args.world_size,
         "mixed_precision": trainer.accelerator.mixed_precision,
         "device": trainer.args.device.type,
         "rows": {name: row_count(rows) for name, rows in trainer.train_dataset.items()},
         "content": {name: fingerprint(rows) for name, rows in trainer.train_dataset.items()} if is_main else {},
+        "models": {role: model_fingerprint(place) for role, place in models.items()} if is_main else {},
     }
 
 

@@ -5,6 +5,7 @@
 3. ``embedding``: a batch's columns to vectors. ``optimization``: parameter groups and learning rates.
 4. ``saving``: checkpoints and model folders. ``lora``, ``ema``, ``sharding``: other ways to hold the weights.
 5. ``monitoring``: progress, speed, and warnings of a run that learns nothing.
+6. ``switches``: what other code has set in torch.
 
     from trainer_ext.training import JinaCLIPTrainer, trained_in
 """

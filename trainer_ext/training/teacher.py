@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext.losses.joint import COLUMNS
 from trainer_ext.losses.logits import clamped_temperature
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
+from trainer_ext.recipe.checks import read_model_config
 from trainer_ext.recipe.reading import path_of
 from trainer_ext.recipe.stages import (
     TeacherSpec,
@@ -30,16 +31,30 @@ class Teacher:
         attn_implementation: the recipe's.
 
     Raises:
-        ValueError: the folder's weights cannot be loaded.
+        ValueError: the folder is another kind of model, or its weights or processor cannot be loaded.
     """
 
     def __init__(self, spec: TeacherSpec, attn_implementation: str | None = None) -> None:
         folder = path_of(spec.model)
         self.columns = [column for side in spec.sides for column in COLUMNS[side]]
-        self.processor = JinaCLIPProcessor.from_pretrained(folder)
+        kind = read_model_config(folder).get("model_type")
+        if kind != JinaCLIPConfig.model_type:
+            raise ValueError(
+                f"teacher {spec.model!r}: its config.json is of model_type {kind!r}; give a Jina CLIP's folder"
+            )
+        try:
+            self.processor = JinaCLIPProcessor.from_pretrained(folder)
+        except Exception as error:  # libraries have no common class for a tokenizer that is damaged
+            words = (" ".join(str(error).split()) or type(error).__name__)[:200]
+            raise ValueError(f"teacher {spec.model!r}: its processor cannot be read: {words}; copy it again") from error
         with torch.random.fork_rng():
             self.model = JinaCLIPModel.from_pretrained(folder, attn_implementation=attn_implementation)
         self.model.requires_grad_(False).eval()
+        entries, rows = len(self.processor.tokenizer), self.model.config.text_config.vocab_size
+        if entries > rows:
+            raise ValueError(
+                f"teacher {spec.model!r}: its tokenizer has {entries} entries, its model {rows}: not a pair"
+            )
 
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any], arguments: JinaCLIPTrainingArguments) -> dict[str, Tensor]:

@@ -61,6 +61,13 @@ def test_adapters_alone_keep_the_bases_temperature_and_say_so(run: Path, tmp_pat
     assert "adapters without a temperature" in said[0]
 
 
+def test_a_base_that_is_gone_cannot_be_compared(run: Path, tmp_path: Path) -> None:
+    moved = spoiled(run / "checkpoint-3", tmp_path / "moved", base_model_name_or_path="/gone/base")
+    said: list[str] = []
+    merge(run / "base", [moved], tmp_path / "m", say=said.append)
+    assert [line.partition("trained on ")[2][:26] for line in said] == ["/gone/base, which is not h"]
+
+
 def test_the_lineage_has_the_adapters_hashes(run: Path, tmp_path: Path) -> None:
     record = json.loads((merge(run / "base", [run / "checkpoint-3"], tmp_path / "m") / "merge.json").read_text())
     assert {*record["models"][0]["sha256"]} == {"adapter_model.safetensors", "temperature.safetensors"}

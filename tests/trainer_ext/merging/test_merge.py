@@ -162,6 +162,14 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         rewrite(lambda w: w["logit_scale"].fill_(torch.nan)),
         "logit_scale of the merged model is not finite: ",
     ),
+    "whole numbers": (
+        rewrite(lambda w: w.update({name: (10 * value).to(torch.int8) for name, value in w.items()})),
+        "is of type int8, so it is quantised",
+    ),
+    "eight bits": (
+        rewrite(lambda w: w.update({name: value.to(torch.float8_e4m3fn) for name, value in w.items()})),
+        "is of type float8_e4m3fn, so it is quantised",
+    ),
     "damaged": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"no"),
         "model.safetensors is damaged or not safetensors",
@@ -188,6 +196,23 @@ def test_what_does_not_fit_is_one_line(
     assert message in line
     assert str(tmp_path / "a") in line
     assert {path.name for path in tmp_path.iterdir()} <= {"a"}
+
+
+def test_a_model_counts_once(family: Path, tmp_path: Path) -> None:
+    """Given twice, by whatever name, its weight would be another one than was written."""
+    (tmp_path / "link").symlink_to(family / "a")
+    for again in (family / "a", f"{family}/b/../a", tmp_path / "link"):
+        with pytest.raises(ValueError, match=r"is the same folder as .*a: give each model once"):
+            merge(family / "base", [family / "a", again], tmp_path / "m")
+    said: list[str] = []
+    merge(family / "base", [family / "base", family / "a"], tmp_path / "n", say=said.append)
+    assert [line.partition(" is ")[2][:12] for line in said] == ["BASE itself:"]
+
+
+@pytest.mark.parametrize("models", [[], "outputs/tuned", Path("outputs/tuned")])
+def test_models_are_a_list(family: Path, tmp_path: Path, models: object) -> None:
+    with pytest.raises(ValueError, match="give a list of one folder or more"):
+        merge(family / "base", models, tmp_path / "m")
 
 
 def test_dropout_is_no_difference(family: Path, tmp_path: Path) -> None:

@@ -232,6 +232,17 @@ def test_a_search_begins_where_it_is_told_to(probe: Path, family: Path, tmp_path
         torch.testing.assert_close(weights_of(folder)[name], value, rtol=0, atol=1e-6)
 
 
+def test_switches_of_torch_decide_nothing(probe: Path, family: Path, tmp_path: Path) -> None:
+    plain = merge(family / "base", [family / "a", family / "b"], tmp_path / "m", probe=probe)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            other = merge(family / "base", [family / "a", family / "b"], tmp_path / "n", probe=probe)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (other / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [

@@ -3,11 +3,14 @@
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
+from safetensors.torch import load_file, save_file
 
+from tests.trainer_ext.merging.families import make_folder
 from tests.trainer_ext.own_process import in_own_process, in_two_processes, kill_self, run_command, settle
 from trainer_ext.__main__ import main
 from trainer_ext.run import train as training_run
@@ -53,13 +56,47 @@ def test_rows_that_were_rewritten_are_noticed(
     assert main([*command, "--resume", "--allow_recipe_change"]) == 0
 
 
+def change_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["logit_scale"] += 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_pictures(folder: Path) -> None:
+    content = json.loads((folder / "processor_config.json").read_text())
+    content["image_processor"]["background"] = [1, 2, 3]
+    (folder / "processor_config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("role", "change"), [("teacher", change_weights), ("start", change_weights), ("start", change_pictures)]
+)
+def test_models_that_were_rewritten_are_noticed(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str, change: Callable[[Path], None]
+) -> None:
+    """A resumed run reads them again: a LoRA run the weights that it changes, a taught one its teacher."""
+    for name in ("start", "teacher"):
+        make_folder(tmp_path / name)
+    words = [str(tiny_recipe), "--output_dir", str(tmp_path / "run"), f"model={tmp_path / 'start'}", "tokenizer=null"]
+    words += ["stages.1.steps=1", "stages.2.steps=1", "lora={r: 2}"]
+    words += [f"teacher={{model: {tmp_path / 'teacher'}, kind: scores}}"]
+    assert main(words) == 0
+    (tmp_path / "start" / "notes.md").write_text("for people")
+    assert main([*words, "--resume"]) == 0
+    change(tmp_path / role)
+    assert main([*words, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert f"was started with another setup: models.{role}: " in said
+    assert said.count("models.") == 1
+    assert main([*words, "--resume", "--allow_recipe_change"]) == 0
+
+
 def test_precision_given_by_the_launcher(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(command) == 0
-    assert setup_in(command) | {"rows": None, "content": None} == {
-        "processes": 1, "mixed_precision": "no", "device": "cpu", "rows": None, "content": None
-    }  # fmt: skip
+    found = {key: value for key, value in setup_in(command).items() if key not in ("rows", "content", "models")}
+    assert found == {"processes": 1, "mixed_precision": "no", "device": "cpu"}
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert main([*command, "--resume"]) == 2
     assert "mixed_precision: no -> bf16" in capsys.readouterr().err

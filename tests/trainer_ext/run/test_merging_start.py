@@ -130,6 +130,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "none": (["merge_with_start=[]"], "merge_with_start: "),
     "no list": (["merge_with_start=0.5"], "merge_with_start: "),
     "twice": (["merge_with_start=[0.5, 0.50]"], "merge_with_start.1: 0.5 is the folder merged-0.5 once more"),
+    "a stage's name": (["stages.0.name=merged-0.5"], "0.5 is merged-0.5 in the report, as a stage is"),
     "from scratch": (["model=jina-clip-v1"], "the run starts from random weights, and between those and trained ones"),
     "new towers": (["initialize={vision: TOWER}"], "merge_with_start: the start is put together by initialize"),
 }

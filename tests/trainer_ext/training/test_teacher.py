@@ -1,6 +1,7 @@
 """A teacher in whole runs: another model with its own tokenizer and image size, and the trained model itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from tests.trainer_ext.tiny_run import (
 )
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.recipe import load_recipe, recipe_differences, recipe_fingerprint
+from trainer_ext.recipe.stages import TeacherSpec
+from trainer_ext.training.teacher import Teacher
 from trainer_ext.training.trainer import JinaCLIPTrainer
 
 
@@ -189,6 +192,27 @@ def test_what_cannot_teach_is_refused_at_load(tiny_recipe: Path, other: Path, ca
     with pytest.raises(RecipeError) as caught:
         load_recipe(tiny_recipe, [override.replace("OTHER", str(other))])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("config.json", lambda c: c.update(model_type="bert"), "is of model_type 'bert'"),
+        ("tokenizer.json", dict.clear, "its processor cannot be read"),
+        (
+            "tokenizer.json",
+            lambda c: c["model"]["vocab"].update({f"w{i}": 23 + i for i in range(99)}),
+            "its tokenizer has",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_whole_teacher(tiny_recipe: Path, same: Path, tmp_path: Path, name, change, words) -> None:
+    folder = Path(shutil.copytree(same, tmp_path / "teacher"))
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words):
+        Teacher(TeacherSpec(model=str(folder), kind="scores"))
 
 
 def test_a_side_that_no_stage_has_is_refused(tiny_recipe: Path, other: Path) -> None:
