@@ -76,6 +76,7 @@ def test_prompts_stand_before_the_texts_and_do_not_tell_negatives_apart(tmp_path
     del row["key"]
     assert row == {
         "query": "query: what", "positive": "passage: this", "negatives": ["passage: that", "passage: those"],
+        "prompts": prompts,  # so that an augmentation leaves them whole
     }  # fmt: skip
 
 
