@@ -19,9 +19,7 @@ import yaml
 
 from trainer_ext import train
 from trainer_ext.evaluation.report import Report
-from trainer_ext.recipe.start_checks import (
-    merged_name,
-)
+from trainer_ext.recipe.start_checks import merged_name
 from trainer_ext.run.evaluating import BEFORE_TRAINING
 
 STAGE = "pictures"

@@ -54,13 +54,8 @@ def first_batch(folder: Path, options: argparse.Namespace, way: str) -> dict[str
     from trainer_ext.data.plan import JointBatchPlan
     from trainer_ext.data.sources import load_sources, row_count
     from trainer_ext.data.streams import SourceStream
-    from trainer_ext.recipe.schema import (
-        Side,
-        Source,
-    )
-    from trainer_ext.recipe.stages import (
-        Stage,
-    )
+    from trainer_ext.recipe.schema import Side, Source
+    from trainer_ext.recipe.stages import Stage
 
     imported = time.perf_counter()
     columns = {"query": "q", "positive": "a"}

@@ -86,10 +86,9 @@ def _checked_texts(texts: list[Any], begin: int = 0) -> list[str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            half = f"U+{ord(text[error.start]):04X}"
             raise ValueError(
-                f"the text at position {position} holds half a letter ({half}) at character {error.start}; it was cut, "
-                "or decoded with surrogates: decode it again, or text.encode(errors='ignore').decode()"
+                f"the text at position {position} holds half a letter (U+{ord(text[error.start]):04X}) at character "
+                f"{error.start}: cut or decoded with surrogates; decode again, or text.encode(errors='ignore').decode()"
             ) from None
     return texts
 
@@ -108,7 +107,8 @@ def check_text_options(options: Mapping[str, Any], known: Sequence[str] = TEXT_O
         value = options.get(name)
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if value is not None and not (whole and least <= value <= most):
-            raise ValueError(f"{name}={value!r} must be at least {least}, and at most {most:,}")
+            high = f", and at most {most:,}" if most == MOST_PADDED or (whole and value > most) else ""
+            raise ValueError(f"{name}={value!r} must be at least {least}{high}")
 
 
 def tokenize(processor: Any, texts: Any, options: Mapping[str, Any]) -> tuple[Any, int]:

@@ -16,9 +16,7 @@ import pytest
 
 from tests.source_imports import ROOT, files_of
 from trainer_ext.recipe import schema
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 GUIDES = dict(re.findall(r"^## (Add a [^\n]+)\n(.*?)(?=^## )", TEXT, re.MULTILINE | re.DOTALL))

@@ -14,10 +14,7 @@ from tests.source_imports import ROOT
 from trainer_ext.__main__ import main
 from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import load_recipe
-from trainer_ext.recipe.stages import (
-    LoraSpec,
-    trained_parts,
-)
+from trainer_ext.recipe.stages import LoraSpec, trained_parts
 from trainer_ext.training.lora import add_lora
 from trainer_ext.training.model_parts import train_only
 

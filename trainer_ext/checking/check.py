@@ -34,13 +34,8 @@ from trainer_ext.data.sources import Rows, row_count
 from trainer_ext.files import partial_path, write_json, write_whole
 from trainer_ext.recipe.evaluation import TaskSpec, load_tasks
 from trainer_ext.recipe.recipe import Recipe
-from trainer_ext.recipe.schema import (
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-    TokenizerSpec,
-)
+from trainer_ext.recipe.schema import Source
+from trainer_ext.recipe.stages import Stage, TokenizerSpec
 from trainer_ext.run.start import initial_processor
 
 FINDINGS_FILE, RECORD_FILE, PAGE_FILE = "findings.jsonl", "check.json", "check.html"

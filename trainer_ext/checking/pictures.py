@@ -21,9 +21,7 @@ from trainer_ext.checking.alike import Grown
 from trainer_ext.checking.findings import Finding, share
 from trainer_ext.checking.texts import Place
 from trainer_ext.data.images import inspect_image
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 
 NEAR_BITS, NEAR_COLOUR = 4, 16
 _SQUARES = 4

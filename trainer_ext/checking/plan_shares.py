@@ -8,13 +8,8 @@ from typing import Any
 from trainer_ext.checking.findings import Finding
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.recipe.recipe import Recipe
-from trainer_ext.recipe.schema import (
-    SideName,
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import SideName, Source
+from trainer_ext.recipe.stages import Stage
 
 # Times a row is seen from which a source is said to be learnt by heart.
 MANY_EPOCHS = 100

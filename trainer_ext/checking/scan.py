@@ -30,12 +30,8 @@ from trainer_ext.data.formats import RowPlaces
 from trainer_ext.data.images import IMAGE_ERRORS, undecodable
 from trainer_ext.data.sources import ROW_NUMBER, Rows, load_source, undecoded
 from trainer_ext.data.streams import SourceStream
-from trainer_ext.recipe.schema import (
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Source
+from trainer_ext.recipe.stages import Stage
 
 NO_LIMIT = 2**62
 TEXT_COLUMNS = ("caption", "query", "positive")

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainer_ext.checking.findings import Finding, Level, quoted, share
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 
 # Share of a source's texts cut by a stage, and of its tokens that are unknown, from which it is a warning.
 MUCH_CUT, MUCH_UNKNOWN = 0.1, 0.01

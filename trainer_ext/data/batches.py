@@ -20,14 +20,8 @@ from trainer_ext.data.images import IMAGE_ERRORS, on_background
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
 from trainer_ext.data.streams import SourceStream
-from trainer_ext.recipe.schema import (
-    LOSS_RULES,
-    RIGHT_ANSWERS,
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import LOSS_RULES, RIGHT_ANSWERS, Source
+from trainer_ext.recipe.stages import Stage
 
 Row = dict[str, Any]
 

@@ -26,15 +26,8 @@ from typing import NamedTuple, overload
 import numpy as np
 from torch.utils.data import Sampler
 
-from trainer_ext.recipe.schema import (
-    SIDES,
-    Side,
-    SideName,
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import SIDES, Side, SideName, Source
+from trainer_ext.recipe.stages import Stage
 
 # First words of the seeds; streams.py has 3 and 4, so no two uses share random bits.
 _SOURCE_OF_STEP, _ORDER_OF_ROWS = 1, 2

@@ -21,12 +21,8 @@ from trainer_ext.data.broken_rows import BROKEN_ROWS_FILE, BrokenRows
 from trainer_ext.data.sources import Rows
 from trainer_ext.data.streams import SourceStream
 from trainer_ext.files import write_whole
-from trainer_ext.recipe.schema import (
-    SIDES,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import SIDES
+from trainer_ext.recipe.stages import Stage
 
 Shares = dict[str, dict[str, dict[str, float]]]
 _HEADER = ["step", "stage", *SIDES]

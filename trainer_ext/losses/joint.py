@@ -42,10 +42,7 @@ from trainer_ext.recipe.schema import (
     SideName,
     trains_temperature,
 )
-from trainer_ext.recipe.stages import (
-    Stage,
-    TeacherSpec,
-)
+from trainer_ext.recipe.stages import Stage, TeacherSpec
 
 # Where a folder keeps the parameters of the objective, which do not belong to the model.
 OBJECTIVE_FILE = "objective.safetensors"

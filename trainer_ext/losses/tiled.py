@@ -160,13 +160,8 @@ class _TiledContrast(torch.autograd.Function):
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the arguments of ``_TiledContrast.forward``, None where none is needed."""
     rows, columns, extra, scale, counts, column_counts = ctx.saved_tensors
-    of_rows, of_columns, pairing, softmax, tile_size = (
-        ctx.of_rows,
-        ctx.of_columns,
-        ctx.pairing,
-        ctx.softmax,
-        ctx.tile_size,
-    )
+    of_rows, of_columns = ctx.of_rows, ctx.of_columns
+    pairing, softmax, tile_size = ctx.pairing, ctx.softmax, ctx.tile_size
     dtype = of_rows.lse.dtype
     u, v = _Units(rows, dtype), _Units(columns, dtype)
     own_share = 1.0 - softmax.label_smoothing  # of a term's target that is its own column's, or its positives'

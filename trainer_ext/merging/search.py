@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trainer_ext.merging.arithmetic import Position, combined, shares_of
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 from trainer_ext.training.monitoring import NonFiniteError
 from trainer_ext.training.optimization import stage_scheduler
 

@@ -15,11 +15,7 @@
 
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.recipe import Recipe, load_recipe
-from trainer_ext.recipe.schema import (
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Source
+from trainer_ext.recipe.stages import Stage
 
 __all__ = ["Recipe", "RecipeError", "Source", "Stage", "load_recipe"]

@@ -28,15 +28,7 @@ from trainer_ext.recipe.schema import (
     SideName,
     Source,
 )
-from trainer_ext.recipe.stages import (
-    IMAGE_PARTS,
-    TEXT_PARTS,
-    LoraSpec,
-    Part,
-    Stage,
-    part_names,
-    trained_parts,
-)
+from trainer_ext.recipe.stages import IMAGE_PARTS, TEXT_PARTS, LoraSpec, Part, Stage, part_names, trained_parts
 
 
 def source_problems(sources: Sequence[Source]) -> Iterator[Problem]:

@@ -47,21 +47,8 @@ from trainer_ext.recipe.reading import (
     read_yaml,
     split_override,
 )
-from trainer_ext.recipe.schema import (
-    SIDES,
-    TERMS,
-    Matryoshka,
-    Source,
-    Strict,
-)
-from trainer_ext.recipe.stages import (
-    AttentionName,
-    InitializeSpec,
-    LoraSpec,
-    Stage,
-    TeacherSpec,
-    TokenizerSpec,
-)
+from trainer_ext.recipe.schema import SIDES, TERMS, Matryoshka, Source, Strict
+from trainer_ext.recipe.stages import AttentionName, InitializeSpec, LoraSpec, Stage, TeacherSpec, TokenizerSpec
 from trainer_ext.recipe.start_checks import (
     initialize_problems,
     lora_problems,

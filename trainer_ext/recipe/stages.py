@@ -14,16 +14,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from trainer_ext.recipe.schema import (
-    MAX_IMAGE_SIZE,
-    MAX_STEPS,
-    SIDES,
-    CropScale,
-    Name,
-    Side,
-    SideName,
-    Strict,
-)
+from trainer_ext.recipe.schema import MAX_IMAGE_SIZE, MAX_STEPS, SIDES, CropScale, Name, Side, SideName, Strict
 
 Part = Literal["text", "vision", "text_projection", "vision_projection", "temperature"]
 Tower = Literal["text", "vision"]

@@ -10,12 +10,7 @@ from pathlib import Path
 from trainer_ext.recipe.checks import embedding_width
 from trainer_ext.recipe.problems import Problem
 from trainer_ext.recipe.reading import path_of
-from trainer_ext.recipe.stages import (
-    InitializeSpec,
-    LoraSpec,
-    Stage,
-    TeacherSpec,
-)
+from trainer_ext.recipe.stages import InitializeSpec, LoraSpec, Stage, TeacherSpec
 
 
 def initialize_problems(initialize: InitializeSpec, trains_tokenizer: bool) -> Iterator[Problem]:

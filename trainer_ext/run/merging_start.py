@@ -17,10 +17,7 @@ from trainer_ext.merging.parents import open_parents, processor_differences
 from trainer_ext.recipe.problems import Problem
 from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import Recipe
-from trainer_ext.recipe.start_checks import (
-    merge_start_problems,
-    merged_name,
-)
+from trainer_ext.recipe.start_checks import merge_start_problems, merged_name
 from trainer_ext.run.evaluating import Evaluator
 
 Say = Callable[[str], object]

@@ -20,9 +20,7 @@ from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.recipe.checks import read_model_config
 from trainer_ext.recipe.reading import find_resource, path_of
 from trainer_ext.recipe.recipe import Recipe
-from trainer_ext.recipe.stages import (
-    TokenizerSpec,
-)
+from trainer_ext.recipe.stages import TokenizerSpec
 from trainer_ext.run.tokenizer import train_wordpiece, training_texts
 from trainer_ext.training.lora import add_lora
 

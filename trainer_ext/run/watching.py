@@ -12,9 +12,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainer_ext.evaluation.figures import less_is_better
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 
 
 class Best(NamedTuple):

@@ -18,10 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modeling_jina_clip import JinaCLIPModel
-from trainer_ext.recipe.stages import (
-    LoraSpec,
-    Tower,
-)
+from trainer_ext.recipe.stages import LoraSpec, Tower
 
 ADAPTER_FOLDER = "adapter"
 TEMPERATURE_FILE = "temperature.safetensors"

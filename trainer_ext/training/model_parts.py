@@ -9,10 +9,7 @@ from collections.abc import Iterable, Set
 from torch import nn
 
 from modeling_jina_clip import JinaCLIPModel
-from trainer_ext.recipe.stages import (
-    Part,
-    Tower,
-)
+from trainer_ext.recipe.stages import Part, Tower
 
 _PARTS: tuple[tuple[str, Part], ...] = (
     ("text_model.proj.", "text_projection"),

@@ -26,9 +26,7 @@ from transformers import (
 )
 
 from trainer_ext.losses.joint import LOSSES
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 from trainer_ext.training.sharding import whole_tensor
 from trainer_ext.training.stages import stage_at
 

@@ -16,12 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainer_ext.recipe.stages import (
-    LayerDecay,
-    Schedule,
-    Stage,
-    Tower,
-)
+from trainer_ext.recipe.stages import LayerDecay, Schedule, Stage, Tower
 from trainer_ext.training.model_parts import layers_above, part_of, tower_depths, tower_of
 from trainer_ext.training.stages import stage_at
 

@@ -22,17 +22,8 @@ from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
 from trainer_ext.losses.joint import JointObjective, own_parameters
 from trainer_ext.losses.logits import clamp_logit_scale_
 from trainer_ext.recipe.problems import Problem
-from trainer_ext.recipe.schema import (
-    trains_temperature,
-)
-from trainer_ext.recipe.stages import (
-    IMAGE_PARTS,
-    LoraSpec,
-    Part,
-    Stage,
-    part_names,
-    trained_parts,
-)
+from trainer_ext.recipe.schema import trains_temperature
+from trainer_ext.recipe.stages import IMAGE_PARTS, LoraSpec, Part, Stage, part_names, trained_parts
 from trainer_ext.training.model_parts import drop_gradients_except, train_only
 
 

@@ -17,9 +17,7 @@ from trainer_ext.losses.logits import clamped_temperature
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.recipe.checks import read_model_config
 from trainer_ext.recipe.reading import path_of
-from trainer_ext.recipe.stages import (
-    TeacherSpec,
-)
+from trainer_ext.recipe.stages import TeacherSpec
 from trainer_ext.training.embedding import InputEmbedder, chunks_of, encoder_inputs
 
 

@@ -21,14 +21,8 @@ from trainer_ext.losses.joint import JointObjective
 from trainer_ext.losses.logits import clamped_temperature
 from trainer_ext.recipe.problems import Problem
 from trainer_ext.recipe.recipe import Recipe
-from trainer_ext.recipe.schema import (
-    SIDES,
-    Side,
-    SideName,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import SIDES, Side, SideName
+from trainer_ext.recipe.stages import Stage
 from trainer_ext.training.embedding import InputEmbedder, encoder_inputs
 
 # Rows that are embedded at once.

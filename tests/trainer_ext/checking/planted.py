@@ -14,12 +14,8 @@ from PIL import Image
 from tests.trainer_ext.tiny_run import NUMBERS
 from trainer_ext.checking.findings import Finding, FindingLog
 from trainer_ext.checking.scan import AllBroken, SourceScan, open_source, scan
-from trainer_ext.recipe.schema import (
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Source
+from trainer_ext.recipe.stages import Stage
 
 # Sentences that share no five letters in a row, or few: no two are nearly equal.
 WORDS = ["river", "candle", "mountain", "pepper", "violin", "harbour", "sparrow", "lantern", "meadow", "glacier"]

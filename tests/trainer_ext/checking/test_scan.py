@@ -26,12 +26,8 @@ from trainer_ext.checking.duplicates import duplicate_findings
 from trainer_ext.checking.findings import Finding, FindingLog
 from trainer_ext.checking.pictures import picture_findings
 from trainer_ext.checking.scan import AllBroken, open_source, scan
-from trainer_ext.recipe.schema import (
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Source
+from trainer_ext.recipe.stages import Stage
 
 STAGE = Stage(name="only", steps=1, learning_rate=1e-3, max_length=32)
 PICTURES, PAIRS, TRIPLETS = ("image", "caption"), ("query", "positive"), ("query", "positive", "negatives")

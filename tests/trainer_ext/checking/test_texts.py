@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from tests.trainer_ext.tiny_run import make_tokenizer
 from trainer_ext.checking.texts import Frequent, TokenCounts, made_by_machine, token_findings, too_short
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 
 
 @pytest.mark.parametrize(

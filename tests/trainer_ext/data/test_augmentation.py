@@ -12,9 +12,7 @@ from tests.trainer_ext.tiny_run import make_processor
 from trainer_ext.data.augmentation import crop_box, random_resized_crop
 from trainer_ext.data.batches import JointCollator
 from trainer_ext.data.plan import Key
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:

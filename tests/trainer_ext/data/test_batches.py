@@ -13,13 +13,8 @@ from torch.utils.data import DataLoader
 from modeling_jina_clip import JinaCLIPImageProcessor, JinaCLIPProcessor
 from trainer_ext.data.batches import JointCollator, JointDataset, stable_ids
 from trainer_ext.data.plan import JointBatchPlan, Key
-from trainer_ext.recipe.schema import (
-    Side,
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Side, Source
+from trainer_ext.recipe.stages import Stage
 from trainer_ext.run.tokenizer import train_wordpiece
 from trainer_ext.training.embedding import InputEmbedder
 

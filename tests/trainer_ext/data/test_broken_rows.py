@@ -17,13 +17,8 @@ from trainer_ext.data.broken_rows import BrokenRow, BrokenRows
 from trainer_ext.data.formats import DataError
 from trainer_ext.data.plan import JointBatchPlan, Key
 from trainer_ext.data.sources import load_source, load_sources
-from trainer_ext.recipe.schema import (
-    Side,
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Side, Source
+from trainer_ext.recipe.stages import Stage
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,8 @@ from trainer_ext.data.batches import JointCollator, JointDataset
 from trainer_ext.data.formats import DataError
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import load_source
-from trainer_ext.recipe.schema import (
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Source
+from trainer_ext.recipe.stages import Stage
 
 STAGE = Stage(name="only", steps=1, learning_rate=1e-3, max_length=12)
 

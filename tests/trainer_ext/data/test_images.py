@@ -17,13 +17,8 @@ from trainer_ext.data.batches import JointCollator, JointDataset
 from trainer_ext.data.images import open_image
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.sources import load_source, load_sources, row_count
-from trainer_ext.recipe.schema import (
-    Side,
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Side, Source
+from trainer_ext.recipe.stages import Stage
 
 PICTURES, CAPTIONS = 3, 4
 

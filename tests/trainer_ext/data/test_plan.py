@@ -15,13 +15,8 @@ from torch.utils.data import DataLoader
 
 from trainer_ext.data.batches import JointDataset
 from trainer_ext.data.plan import BatchKeys, JointBatchPlan, Key
-from trainer_ext.recipe.schema import (
-    Side,
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Side, Source
+from trainer_ext.recipe.stages import Stage
 
 # (source, epoch, row) of the first and the last batch of a run of 9; see the test that uses it.
 FIXED = [

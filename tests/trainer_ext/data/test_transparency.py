@@ -14,12 +14,8 @@ from trainer_ext.data.batches import JointCollator, JointDataset
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import load_sources
 from trainer_ext.data.transparency import transparency_notes
-from trainer_ext.recipe.schema import (
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Source
+from trainer_ext.recipe.stages import Stage
 
 CLEAR = Image.new("RGBA", (20, 20))
 CLEAR.paste((0, 0, 0, 255), (8, 8, 12, 12))

@@ -9,12 +9,8 @@ from torch.nn import functional as F
 
 from trainer_ext.losses.batch_metrics import in_batch_accuracy
 from trainer_ext.losses.joint import JointObjective
-from trainer_ext.recipe.schema import (
-    Side,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Side
+from trainer_ext.recipe.stages import Stage
 from trainer_ext.training.embedding import encoder_inputs
 
 TEXT_TEMPERATURE = 0.05

@@ -12,9 +12,7 @@ from modeling_jina_clip import JinaCLIPModel
 from tests.trainer_ext.merging.families import assert_equal_weights, make_folder, weights_of
 from tests.trainer_ext.tiny_run import make_processor
 from trainer_ext import merge
-from trainer_ext.recipe.stages import (
-    LoraSpec,
-)
+from trainer_ext.recipe.stages import LoraSpec
 from trainer_ext.training.lora import ADAPTER_FOLDER, add_lora, save_adapter, save_merged
 
 

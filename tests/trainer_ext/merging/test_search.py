@@ -23,9 +23,7 @@ from trainer_ext.merging.arithmetic import Position, combined, shares_of
 from trainer_ext.merging.parents import open_parents
 from trainer_ext.merging.probe import _as_probe, losses_of, probe_trainer
 from trainer_ext.merging.search import descend, inner_products, place, position_gradient
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.stages import Stage
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 

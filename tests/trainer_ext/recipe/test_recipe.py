@@ -10,13 +10,8 @@ import yaml
 from tests.trainer_ext.recipe_trees import base, problems, put, source, write
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.recipe import Recipe, load_recipe, recipe_differences
-from trainer_ext.recipe.schema import (
-    Side,
-    Source,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Side, Source
+from trainer_ext.recipe.stages import Stage
 
 # --- what loads --------------------------------------------------------------------------------------------------
 

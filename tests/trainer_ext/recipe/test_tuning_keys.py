@@ -6,9 +6,7 @@ import pytest
 
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.recipe import load_recipe
-from trainer_ext.recipe.stages import (
-    trained_parts,
-)
+from trainer_ext.recipe.stages import trained_parts
 
 EVERYTHING = {"text", "vision", "text_projection", "vision_projection", "temperature"}
 

@@ -9,12 +9,8 @@ import torch
 from tests.trainer_ext.tiny_run import RunFactory, make_model
 from trainer_ext.losses.batch_metrics import mean_cosine
 from trainer_ext.losses.joint import JointObjective
-from trainer_ext.recipe.schema import (
-    Side,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Side
+from trainer_ext.recipe.stages import Stage
 from trainer_ext.training import monitoring as health
 
 STEPS = 30

@@ -18,9 +18,7 @@ from tests.trainer_ext.tiny_run import make_model, make_processor, trained
 from tests.trainer_ext.training.test_resume import assert_same_run
 from trainer_ext.data.sources import load_sources
 from trainer_ext.recipe.recipe import load_recipe
-from trainer_ext.recipe.stages import (
-    LoraSpec,
-)
+from trainer_ext.recipe.stages import LoraSpec
 from trainer_ext.run.start import initial_model
 from trainer_ext.training.lora import adapted_modules, add_lora, merged
 from trainer_ext.training.trainer import JinaCLIPTrainer

@@ -6,12 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer_ext.recipe.schema import (
-    Side,
-)
-from trainer_ext.recipe.stages import (
-    Stage,
-)
+from trainer_ext.recipe.schema import Side
+from trainer_ext.recipe.stages import Stage
 from trainer_ext.training.optimization import (
     decay_parameter_names,
     learning_rate_share,

@@ -6,10 +6,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.trainer_ext.tiny_run import RECIPE, make_model
 from trainer_ext.losses.joint import JointObjective
-from trainer_ext.recipe.stages import (
-    LoraSpec,
-    Stage,
-)
+from trainer_ext.recipe.stages import LoraSpec, Stage
 from trainer_ext.training.model_parts import image_parameters
 from trainer_ext.training.stages import StageCallback, Trained, finished_stage, image_size_problems, trained_in
 
