@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import yaml
 
 from trainer_ext import train
 from trainer_ext.commands.guard import guarded
@@ -26,6 +25,7 @@ from trainer_ext.demo_data.dictionary import Pair
 from trainer_ext.demo_data.mining import NEGATIVES, Miner
 from trainer_ext.files import refuse_unwritable
 from trainer_ext.recipe.schema import Source
+from trainer_ext.recipe.strict_yaml import write_yaml
 
 STAGES = {"short-captions": (1.0e-3, 32), "long-captions": (4.0e-4, 80), "hard-negatives": (1.5e-4, 80)}
 
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     pairs.to_csv(out / "pairs.csv", index=False)
     triplets.to_json(out / "triplets.jsonl", orient="records", lines=True)
     recipe = out / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(recipe_of(options, has_long), sort_keys=False), encoding="utf-8")
+    recipe.write_text(write_yaml(recipe_of(options, has_long)), encoding="utf-8")
     print(f"{rows} captions, {len(pairs)} pairs, {len(triplets)} of them with hard negatives: {recipe}")
     if not options.only_write:
         train(recipe, out / "run")

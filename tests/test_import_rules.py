@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"recipe", "evaluation", "files"},
     "report.thumbnails": {FACE},  # pictures as RGB: one way at every door
     "training": BELOW_TRAINING,
-    "mining": {"recipe.schema", "data", "files", "negatives"},
+    "mining": {"recipe.schema", "recipe.strict_yaml", "data", "files", "negatives"},
     "merging": BELOW_TRAINING | {"locks", "training"},
     "measuring": {"recipe", "data", "demo_data", "evaluation", "files", FACE},
     "run": BELOW_TRAINING | {"demo_data", "evaluation", "locks", "measuring", "merging", "report", "training"},

@@ -18,13 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
-import yaml
 from datasets import Features, Image, List, Value
 
 from trainer_ext.data.sources import undecoded
 from trainer_ext.files import partial_path, write_json
 from trainer_ext.mining.mine import Mined, MinedRow
 from trainer_ext.mining.pairs import PictureRows
+from trainer_ext.recipe.strict_yaml import write_yaml
 
 _TEXT, _TEXTS, _SCORE, _SCORES = Value("string"), List(Value("string")), Value("float64"), List(Value("float64"))
 _TRIPLETS = {
@@ -118,7 +118,7 @@ def source_entry(mined: Mined, name: str, path: Path) -> str:
     }
     if mined.pairs.prompts:
         entry["prompts"] = dict(mined.pairs.prompts)
-    return yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
+    return write_yaml([entry], default_flow_style=None, width=1000)
 
 
 def words_of(mined: Mined, written: int) -> list[str]:

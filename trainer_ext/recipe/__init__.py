@@ -1,10 +1,10 @@
 """What a run is asked to do: a YAML file becomes a checked ``Recipe``.
 
-1. ``schema``: every key and its type; ``LOSS_RULES``, the losses that a recipe may name.
-2. ``checks``: what keys must be to each other.
+1. ``schema`` and ``stages``: every key and its type; ``LOSS_RULES``, the losses that a recipe may name.
+2. ``checks`` and ``start_checks``: what keys must be to each other.
 3. ``evaluation``: the tasks to measure, in a recipe or in a file of their own.
 4. ``recipe``: ``Recipe`` and ``load_recipe``, fingerprint and differences.
-5. ``reading``: YAML, packaged names, source lists, overrides, paths.
+5. ``strict_yaml``: YAML as its author means it; ``reading``: packaged names, source lists, overrides, paths.
 6. ``arguments``: which keys are ``TrainingArguments``. Only this file imports torch, and only once a recipe is loaded.
 7. ``problems``: the wording of errors, with "did you mean".
 

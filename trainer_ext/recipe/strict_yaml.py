@@ -51,9 +51,14 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    f"{_TAG}float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Writer(yaml.SafeDumper):
+    """``yaml.safe_dump`` that puts quotes around the word ``1e4``, which is a number here."""
+
+
+for _kind in (_StrictLoader, _Writer):
+    _kind.add_implicit_resolver(
+        f"{_TAG}float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 _StrictLoader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
@@ -133,6 +138,15 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise RecipeError(f"{origin} is not valid YAML: {detail}") from error
     finally:
         loader.dispose()
+
+
+def write_yaml(value: Any, **options: Any) -> str:
+    """YAML that ``parse_yaml`` reads as ``value`` again; ``options`` are those of ``yaml.dump``.
+
+    >>> write_yaml({"name": "1e4"})
+    "name: '1e4'\\n"
+    """
+    return yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=True, **options)
 
 
 def read_yaml(path: Path) -> Any:

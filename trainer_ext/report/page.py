@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from trainer_ext.files import write_whole
+from trainer_ext.recipe.strict_yaml import write_yaml
 from trainer_ext.report import charts, tables
 from trainer_ext.report.comparison import recipe_rows
 from trainer_ext.report.data import GalleryEntry, ReportData, Shown, TaskDetails
@@ -142,4 +142,4 @@ def _environment() -> Environment:
 
 
 def _as_yaml(recipe: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=110)
+    return write_yaml(dict(recipe), width=110)
