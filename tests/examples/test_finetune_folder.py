@@ -123,6 +123,7 @@ def test_wrong_tables_end_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_empty_caption_is_named_by_the_users_file_and_row(
     run: Run, model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def setup_in(command: list[str]) -> dict[str, object]:
     return json.loads((Path(command[2]) / "run.json").read_text())["setup"]
 
 
+@pytest.mark.slow
 def test_rows_that_come_or_go_are_listed(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +110,7 @@ def test_number_of_processes(command: list[str], capsys: pytest.CaptureFixture[s
     assert "processes: 2 -> 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_is_resumed_and_completed(command: list[str]) -> None:
     assert main(command) == 0
     path = Path(command[2]) / "run.json"

@@ -47,10 +47,10 @@ EPSILON = "adam_epsilon=1e-4"
 # Every run has pairs at two resolutions and, in its last stage, hard negatives.
 RUNS: dict[str, dict[str, list[str]]] = {
     "fast": {
-        "plain": [],
         "cache, accumulation": CACHE,
     },
     "slow": {
+        "plain": [],
         "first stage without images": ["stages.0.image_text=null"],
         "frozen tower, then a new optimizer": ["stages.0.trainable=[text]", "stages.2.reset_optimizer=true", EPSILON],
         "last without images, cache": ["stages.2.image_text=null", "gradient_cache_chunk_size=1"],
