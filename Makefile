@@ -14,6 +14,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # Nothing here needs the Hub: a call that would reach for it fails at once instead of waiting for a network.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# The quick tests try the same inputs each time (hypothesis's own profile for CI), so a change is judged by itself;
+# ARGS=--hypothesis-profile=default draws new ones.
+SAME_INPUTS := --hypothesis-profile=ci
 # The tests compute with one thread, so each core takes files of its own. The slow ones start processes themselves.
 PARALLEL := -n auto --dist loadfile
 # One line a package instead of pip's full log or of minutes of silence; errors come through.
@@ -52,7 +55,7 @@ demo: $(STAMP) ## train a small model on real pictures and texts (3 stages), pub
 	echo "--- done in $$((SECONDS - begin)) s. Look at $(RUN): search.png, the report and its pictures; the model: $(HUB)"
 
 test: $(STAMP) ## the tests and the doctests, without the slow ones and those that need a GPU
-	$(OFFLINE) $(PY) -m pytest -q $(PARALLEL) -m 'not slow and not gpu' $(ARGS)
+	$(OFFLINE) $(PY) -m pytest -q $(PARALLEL) $(SAME_INPUTS) -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(STAMP) ## the slow tests: whole runs, several processes, fresh environments
 	$(OFFLINE) $(PY) -m pytest -q -m 'slow and not gpu' $(ARGS)
@@ -88,7 +91,7 @@ $(MIN_STAMP): pyproject.toml constraints-min.txt
 	@touch $@
 
 test-min: $(MIN_STAMP) ## the tests with the lowest versions declared
-	$(OFFLINE) .venv-min/bin/python -m pytest -q $(PARALLEL) -m 'not slow and not gpu' $(ARGS)
+	$(OFFLINE) .venv-min/bin/python -m pytest -q $(PARALLEL) $(SAME_INPUTS) -m 'not slow and not gpu' $(ARGS)
 
 bench: $(STAMP) ## a training step's attention and packing; memory and time of the losses, plain and tiled
 	$(PY) benchmarks/training_step.py
