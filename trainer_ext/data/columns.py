@@ -6,9 +6,10 @@ from typing import Any
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value, concatenate_datasets
 from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
 
 from trainer_ext.data.faults import LABEL
-from trainer_ext.data.formats import DataError, Opened
+from trainer_ext.data.formats import DataError, Opened, Unreadable
 from trainer_ext.data.readers import FAULT
 from trainer_ext.recipe.problems import nearest
 from trainer_ext.recipe.schema import Source
@@ -103,14 +104,16 @@ def usual_types(opened: Opened, features: Features) -> Features:
     """The types that the columns, under our names, are read as: few kinds, whatever library wrote the file.
 
     Raises:
-        DataError: a column that cannot be what it must.
+        DataError: a column that cannot be what it must. It is an ``Unreadable`` where the fast reader of JSON has made
+            dates of texts: value by value they stay texts.
     """
     found = {}
     for ours, feature in features.items():
         found[ours] = _usual(ours, feature, isinstance(opened.builder, Csv))
         if found[ours] is None:
             source, words = opened.source, _WORDS["id" if ours.startswith(LABEL) else ours]
-            raise DataError(
+            dates = isinstance(opened.builder, Json) and "timestamp" in str(feature)
+            raise (Unreadable if dates else DataError)(
                 f"Source {source.name!r}, {opened.name}: column {source.columns[ours]!r} holds {feature}, but {ours}"
                 f" must be {words}. Convert the column or map another one."
             )

@@ -70,12 +70,11 @@ def load_source(source: Source, broken: BrokenRows | None = None) -> Dataset:
     """
     opened = Opened(source)
     try:
-        rows = opened.rows()
+        dataset = our_columns(opened, opened.rows())
     except Unreadable:
         if not opened.by_lines():
             raise
-        rows = opened.rows()
-    dataset = our_columns(opened, rows)
+        dataset = our_columns(opened, opened.rows())
     faults = list(reported_faults(dataset.data, source.columns))
     dataset = dataset.remove_columns([name for name in dataset.column_names if name == FAULT])
     if "image" in dataset.column_names:

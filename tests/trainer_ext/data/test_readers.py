@@ -145,3 +145,13 @@ def test_csv_that_is_not_utf8_names_the_cell(tmp_path: Path, streaming: bool) ->
     with pytest.raises(DataError) as caught:
         read(pair_source(path, "csv", streaming=streaming), ROWS)
     assert f"{path}, row 6, column 'a': b'caf\\xe9' is not UTF-8. Convert the file: iconv" in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("dates", [["2020-01-02", "1999-12-31T10:00:00Z"], ["2020-01-02 10:00:00"] * 2])
+def test_texts_that_are_dates_stay_texts(tmp_path: Path, dates: list[str], streaming: bool) -> None:
+    """pyarrow's reader of JSON makes times of them, if all of a block are dates."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"q": date, "a": f"answer {date}"}) + "\n" for date in dates * ROWS))
+    found = read(pair_source(path, "json", streaming=streaming, **buffer(streaming)), 2 * ROWS)
+    assert sorted(row["query"] for row in found) == sorted(dates * ROWS)
