@@ -19,8 +19,9 @@ Functions registered with ``AttentionInterface.register`` get an additive bias, 
 1. In float32 torch sends linear layers to MKL, which runs at about half the speed of oneDNN on AMD processors with
    AVX-512, and convolutions to oneDNN. A linear layer is a convolution with a 1 x 1 kernel over an image of ``rows``
    pixels in channels-last order, so it can go to oneDNN without a copy, gradients included.
-2. Without gradients an operator of oneDNN adds the bias inside the product; in bfloat16 torch otherwise writes it to
-   every row of the output first. The operator is not public; if torch does not have it, nothing changes.
+2. Without gradients an operator of oneDNN adds the bias inside the product. In float32 it is faster than MKL for few
+   rows, such as a query's, on AMD processors for all; in bfloat16 for many, where torch writes the bias to the output
+   first. The operator is not public; if torch does not have it, nothing changes.
 
 The layers stay ``torch.nn.Linear``, which quantizers and LoRA look for. The forward of a block runs inside
 ``faster_products``, which intercepts the products.
@@ -134,10 +135,7 @@ def is_flash(backend: str | None) -> bool:
 
 
 def refuse_flash_with_alibi(config: JinaCLIPTextConfig, backend: str | None) -> None:
-    """Raise ``ValueError`` for ALiBi with flash attention, which would silently drop the bias.
-
-    transformers does not pass ``alibi_slopes`` to the kernels.
-    """
+    """Raise ``ValueError`` for ALiBi with flash attention: transformers does not pass it the bias, silently."""
     if is_flash(backend) and config.position_embedding_type == "alibi":
         raise ValueError(
             f"attn_implementation={backend!r} does not support this text tower: it has "
@@ -213,25 +211,31 @@ def attention_dtype(states: Tensor, device: torch.device | None = None) -> torch
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
-# With fewer rows all implementations take about the same time.
+# With gradients or in bfloat16, all implementations take about the same time for fewer rows.
 MIN_ROWS = 32
+# In float32 without gradients: where oneDNN is faster than MKL on Intel processors.
+FEW_ROWS = range(2, 257)
+
+
+@cache
+def is_amd() -> bool:
+    """Whether this is an AMD processor; torch 2.9 and older do not say, and then the others' ways are taken."""
+    return str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")).startswith("AMD")
 
 
 @cache
 def prefers_onednn() -> bool:
-    """Whether float32 products on this machine are faster in oneDNN than in torch's default."""
-    # Older versions of torch do not report the processor; then torch's default is kept.
-    processor: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    is_amd = str(processor.get("cpu_name", "")).startswith("AMD")
-    return is_amd and bool(processor.get("avx512_f")) and torch.backends.mkldnn.is_available()
+    """Whether float32 products with gradients are faster in oneDNN than in torch's default on this machine."""
+    return is_amd() and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
 
 
 @cache
-def fused_linear() -> Callable[..., Tensor] | None:
-    """The operator of (2), or None if this torch or this machine does not have it for bfloat16."""
-    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return operator if operator is not None and supported is not None and supported() else None
+def fused_linear(dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """The operator of (2), or None if this torch or this machine does not have it for ``dtype``."""
+    half = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
+    full = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    supported = {torch.bfloat16: half(), torch.float32: full}.get(dtype, False)
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if supported else None
 
 
 def faster_products(states: Tensor) -> AbstractContextManager:
@@ -239,13 +243,11 @@ def faster_products(states: Tensor) -> AbstractContextManager:
 
     Enter it inside the part that gradient checkpointing repeats, so that both runs use the same product.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compiled code chooses its own products
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()  # such code chooses its own products
+    if compiled or states.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return nullcontext()
-    if states.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return nullcontext()
-    half = states.dtype == torch.bfloat16 and not torch.is_grad_enabled() and fused_linear() is not None
-    full = states.dtype == torch.float32 and prefers_onednn()
-    return _FasterLinear() if half or full else nullcontext()
+    fused = not torch.is_grad_enabled() and fused_linear(states.dtype) is not None
+    return _FasterLinear() if fused or (states.dtype == torch.float32 and prefers_onednn()) else nullcontext()
 
 
 class _FasterLinear(TorchFunctionMode):
@@ -258,12 +260,14 @@ class _FasterLinear(TorchFunctionMode):
 
 
 def linear_in_onednn(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear`` in oneDNN, for at least ``MIN_ROWS`` rows."""
-    many = input.numel() >= MIN_ROWS * input.shape[-1] > 0
-    fused = fused_linear() if many and input.dtype == weight.dtype and not torch.is_grad_enabled() else None
-    if fused is not None:
+    """``torch.nn.functional.linear``, in oneDNN where that is faster; quantised weights have products of their own."""
+    rows, dtype = input.numel() // max(input.shape[-1], 1), input.dtype
+    plain = dtype == weight.dtype and type(weight) in (Tensor, nn.Parameter)
+    fused = fused_linear(dtype) if plain and not torch.is_grad_enabled() else None
+    few = rows > 0 if is_amd() else rows in FEW_ROWS
+    if fused is not None and (few if dtype == torch.float32 else rows >= MIN_ROWS):
         return fused(input.contiguous(), weight, bias, "none", [], "")
-    if not many or not input.dtype == weight.dtype == torch.float32:
+    if fused is not None or not plain or rows < MIN_ROWS or dtype != torch.float32:
         return F.linear(input, weight, bias)
     pixels = input.reshape(1, -1, 1, input.shape[-1]).permute(0, 3, 1, 2)  # (1, inputs, rows, 1), channels last
     output = F.conv2d(pixels, weight[:, :, None, None], bias)  # (1, outputs, rows, 1)
@@ -357,12 +361,8 @@ def _shards(index: Path) -> set[str]:
 def raise_on_non_finite(model: nn.Module, source: str) -> None:
     """Raise ``ValueError`` naming weights that hold NaN or infinity: every vector would be NaN, or wrong in part."""
     plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    weights = [(name, item) for name, item in model.named_parameters() if item.dtype in plain and item.numel()]
-    bad = [
-        name
-        for name, item in weights
-        if item.device.type != "meta" and not torch.stack(item.detach().aminmax()).isfinite().all()
-    ]
+    stored = [(name, item.detach()) for name, item in model.named_parameters() if item.numel() and not item.is_meta]
+    bad = [name for name, item in stored if item.dtype in plain and not torch.stack(item.aminmax()).isfinite().all()]
     if bad:
         shown = ", ".join(bad[:6]) + (f" and {len(bad) - 6} more" if len(bad) > 6 else "")
         raise ValueError(

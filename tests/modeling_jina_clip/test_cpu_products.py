@@ -10,9 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, modeling_jina_clip_base
 from modeling_jina_clip.modeling_jina_clip_base import (
+    FEW_ROWS,
     MIN_ROWS,
     faster_products,
     fused_linear,
+    is_amd,
     linear_in_onednn,
     prefers_onednn,
 )
@@ -21,14 +23,17 @@ SHAPES = [(MIN_ROWS,), (2, 37), (3, 5, 7)]
 WIDTHS = [(8, 24), (33, 1), (1, 5), (256, 64)]
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, capabilities: dict) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+def pretend(monkeypatch: pytest.MonkeyPatch, name: str, instructions: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    is_amd.cache_clear()
     prefers_onednn.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
+    is_amd.cache_clear()
     prefers_onednn.cache_clear()
     fused_linear.cache_clear()
 
@@ -37,7 +42,7 @@ def forget() -> Iterator[None]:
 def on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every machine with oneDNN can take the way that AMD's take."""
     assert torch.backends.mkldnn.is_available()
-    pretend(monkeypatch, {"cpu_name": "AMD EPYC", "avx512_f": True})
+    pretend(monkeypatch, "AMD EPYC", "AVX512")
 
 
 class Ways(TorchFunctionMode):
@@ -55,8 +60,8 @@ class Ways(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def needs_fused() -> None:
-    if fused_linear() is None:
+def needs_fused(dtype: torch.dtype) -> None:
+    if fused_linear(dtype) is None:
         pytest.skip("this torch, or this machine, has no fused operator")
 
 
@@ -91,7 +96,7 @@ def test_values_without_gradients(
     shape: tuple, widths: tuple[int, int], bias: bool, dtype: torch.dtype, near: float
 ) -> None:
     """In bfloat16 as near to the product in float32 as its own rounding, 2**-8, allows."""
-    needs_fused()
+    needs_fused(dtype)
     torch.manual_seed(0)
     inputs, outputs = widths
     arguments = [torch.randn(*shape, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)]
@@ -123,12 +128,17 @@ def test_all_else_stays_with_torch(case: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("missing", ["operator", "support"])
-def test_a_torch_without_the_operator_does_as_before(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    operators = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False, _linear_pointwise=None)
+def test_a_torch_without_the_operator_does_as_before(
+    monkeypatch: pytest.MonkeyPatch, missing: str, dtype: torch.dtype
+) -> None:
+    operators = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False, _linear_pointwise=torch.add)
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace() if missing == "operator" else operators)
+    if missing == "support":
+        pretend(monkeypatch, "", "DEFAULT")  # as on ARM
     fused_linear.cache_clear()
-    states, layer = torch.randn(MIN_ROWS, 4, dtype=torch.bfloat16), torch.nn.Linear(4, 6, dtype=torch.bfloat16)
+    states, layer = torch.randn(MIN_ROWS, 4, dtype=dtype), torch.nn.Linear(4, 6, dtype=dtype)
     with Ways() as ways, faster_products(states):
         layer(states)
     assert ways.counts == {"conv2d": 0, "linear": 1, "_linear_pointwise": 0}
@@ -181,7 +191,7 @@ def test_both_towers_take_it_with_the_same_vectors_and_gradients(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("on_amd")
 def test_both_towers_encode_with_it(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    needs_fused()
+    needs_fused(dtype)
     model = small_model(rotary=False).eval().to(dtype)
     with Ways() as ways:
         found = model(**INPUTS)
@@ -212,14 +222,52 @@ def test_layers_within_other_layers_take_it_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"),
+    ("name", "instructions", "expected"),
     [
-        ({"cpu_name": "AMD EPYC 9575F", "avx512_f": True}, True),
-        ({"cpu_name": "AMD EPYC 7763", "avx512_f": False}, False),
-        ({"cpu_name": "Intel(R) Xeon(R) Platinum", "avx512_f": True}, False),
-        ({}, False),
+        ("AMD EPYC 9575F", "AVX512", True),
+        ("AMD EPYC 7763", "AVX2", False),
+        ("Intel(R) Xeon(R) Platinum", "AVX512", False),
+        ("", "AVX512", False),
     ],
 )
-def test_only_amd_with_avx512_prefers_it(monkeypatch: pytest.MonkeyPatch, capabilities: dict, expected: bool) -> None:
-    pretend(monkeypatch, capabilities)
+def test_only_amd_with_avx512_prefers_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, instructions: str, expected: bool
+) -> None:
+    pretend(monkeypatch, name, instructions)
     assert prefers_onednn() is expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "rows", "fused"),
+    [
+        ("Intel(R) Xeon(R)", 1, False),
+        ("Intel(R) Xeon(R)", FEW_ROWS.start, True),
+        ("Intel(R) Xeon(R)", FEW_ROWS.stop - 1, True),
+        ("Intel(R) Xeon(R)", FEW_ROWS.stop, False),
+        ("AMD EPYC 7763", 1, True),
+        ("AMD EPYC 7763", FEW_ROWS.stop, True),
+        ("AMD EPYC 7763", 0, False),
+    ],
+)
+def test_few_rows_without_gradients(monkeypatch: pytest.MonkeyPatch, name: str, rows: int, fused: bool) -> None:
+    needs_fused(torch.float32)
+    pretend(monkeypatch, name, "AVX2")
+    states, layer = torch.randn(rows, 24), torch.nn.Linear(24, 6)
+    with Ways() as ways, faster_products(states):
+        found = layer(states)
+    assert ways.counts == {"conv2d": 0, "linear": int(not fused), "_linear_pointwise": int(fused)}
+    torch.testing.assert_close(found, F.linear(states, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_of_other_classes_keep_their_products() -> None:
+    """Such as quantised ones, which say that they are float32."""
+
+    class Quantised(torch.Tensor):
+        pass
+
+    weight = torch.randn(6, 24).as_subclass(Quantised)
+    with Ways() as ways:
+        linear_in_onednn(torch.randn(12, 24), weight)
+    assert ways.counts == {"conv2d": 0, "linear": 1, "_linear_pointwise": 0}
