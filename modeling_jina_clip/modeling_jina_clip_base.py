@@ -219,8 +219,9 @@ FEW_ROWS = range(2, 257)
 
 @cache
 def is_amd() -> bool:
-    """Whether this is an AMD processor; torch 2.9 and older do not say, and then the others' ways are taken."""
-    return str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")).startswith("AMD")
+    """Whether this is an AMD processor; torch 2.9 and older do not say: then False."""
+    processor: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return str(processor.get("cpu_name", "")).startswith("AMD")
 
 
 @cache
@@ -232,9 +233,9 @@ def prefers_onednn() -> bool:
 @cache
 def fused_linear(dtype: torch.dtype) -> Callable[..., Tensor] | None:
     """The operator of (2), or None if this torch or this machine does not have it for ``dtype``."""
-    half = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
     full = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    supported = {torch.bfloat16: half(), torch.float32: full}.get(dtype, False)
+    half = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
+    supported = {torch.bfloat16: half, torch.float32: full}.get(dtype, False)
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if supported else None
 
 
