@@ -2,6 +2,7 @@
 
     python hub_upload.py build CHECKPOINT OUT          # a trained model -> a complete folder with a model card
     python hub_upload.py build CHECKPOINT OUT --onnx   # with both towers as ONNX graphs
+    python hub_upload.py build CHECKPOINT OUT --text_layers 8 --image_layers 8  # the first layers alone
     python hub_upload.py verify OUT                    # loads it in a fresh interpreter and compares the embeddings
     python hub_upload.py push OUT --repo_id me/model   # uploads exactly what was verified
     python hub_upload.py verify OUT --traceback        # any step: where in the code an error came from
@@ -42,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     )
     step.add_argument("--notes", help="Markdown file for the card (default: card_notes.md of the checkpoint)")
     step.add_argument("--onnx", action="store_true", help="export both towers to ONNX, too")
+    step.add_argument("--text_layers", type=int, help="publish only the first layers of the text tower (default: all)")
+    step.add_argument("--image_layers", type=int, help="the same of the image tower")
     step = steps.add_parser("verify", help="load the folder in a fresh interpreter and compare")
     step.add_argument("out")
     step.add_argument(

@@ -93,6 +93,7 @@ RUN: dict[str, list[str]] = {
     "--output_dir outputs/found": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --onnx": [],
+    "python hub_upload.py build outputs/openmoji outputs/openmoji-short --image_layers 3": ["--image_layers", "1"],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --max_shard_size 2GB --license cc-by-sa-4.0": [],
     "python hub_upload.py build outputs/openmoji outputs/openmoji-hub --notes notes.md --language en "
     "--base_model me/first-clip": [],

@@ -7,6 +7,7 @@ Read in this order; ``build``, ``verify`` and ``push`` are the three steps, the 
 - ``folder``: the folder's files and its manifest
 - ``run_record``: what a run has left beside its model, in words for the card
 - ``card``: the model card, from the texts in ``card_template/``
+- ``shortening``: the first layers of each tower
 - ``onnx_export``: both towers as ONNX graphs
 - ``build``: a trained model becomes a folder
 - ``probe``: what ``verify`` embeds; also the program of the fresh interpreter, so it stands alone

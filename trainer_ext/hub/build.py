@@ -11,6 +11,7 @@ from trainer_ext.hub.folder import alone_in, manifest_differences, write_manifes
 from trainer_ext.hub.installed import HubFolderError, load_checkpoint, plain_file, refuse_irregular, remote_code
 from trainer_ext.hub.onnx_export import export_onnx, need_libraries
 from trainer_ext.hub.safety import foreign_code, keep_own_code
+from trainer_ext.hub.shortening import shorten
 from trainer_ext.sentence_files import write_sentence_files
 
 
@@ -26,6 +27,8 @@ def build(
     base_model: Sequence[str] = (),
     notes: str | Path | None = None,
     onnx: bool = False,
+    text_layers: int | None = None,
+    image_layers: int | None = None,
 ) -> Path:
     """Turn a trained model into a folder for the Hub, and return its path.
 
@@ -43,11 +46,14 @@ def build(
         notes: a Markdown file with the author's own words for the card; by default ``card_notes.md`` of the
             checkpoint, if it exists, so that every rebuild includes them.
         onnx: also export both towers to ONNX.
+        text_layers: publish only the first so many layers of the text tower; by default all. The figures of the run
+            are those of the whole model and stay out.
+        image_layers: the same of the image tower.
 
     Raises:
         HubFolderError: the weights are incomplete, not finite or a pickle; a file holds a secret; a library for ONNX
-            is missing; the Hub would refuse an option; ``out`` holds something else; or a name that is read from the
-            checkpoint belongs to a link, a pipe or a device.
+            is missing; the Hub would refuse an option; ``out`` holds something else; a tower has fewer layers; or a
+            name that is read from the checkpoint belongs to a link, a pipe or a device.
     """
     checkpoint, out = Path(checkpoint).resolve(), Path(out).resolve()
     options = CardOptions(
@@ -64,7 +70,8 @@ def build(
     if onnx:
         need_libraries()
     model, processor = load_checkpoint(checkpoint)
-    card = card_text(model, processor, out.name, checkpoint, options)
+    model, cut = shorten(model, text_layers, image_layers)
+    card = card_text(model, processor, out.name, checkpoint, options, cut)
     with alone_in(out, "build"), whole_folder(out) as partial:
         model.config.auto_map = {"AutoModelForZeroShotImageClassification": "modeling_jina_clip.JinaCLIPModel"}
         model.save_pretrained(partial, max_shard_size=max_shard_size)
@@ -76,7 +83,7 @@ def build(
         write_sentence_files(partial, model.config)
         if onnx:
             export_onnx(model, partial)
-        if plain_file(checkpoint / "metrics.json"):
+        if plain_file(checkpoint / "metrics.json") and not cut:
             shutil.copyfile(checkpoint / "metrics.json", partial / "metrics.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
         if found := foreign_code(partial):

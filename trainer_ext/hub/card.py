@@ -17,6 +17,7 @@ from typing import Any
 from trainer_ext.hub.folder import MANIFEST, PLACEHOLDER
 from trainer_ext.hub.installed import HubFolderError, plain_file
 from trainer_ext.hub.run_record import RunRecord, as_code, table
+from trainer_ext.hub.shortening import UNMEASURED
 from trainer_ext.sentence_files import REQUIREMENTS
 
 NOTES = "card_notes.md"
@@ -142,8 +143,11 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options: CardOptions) -> str:
-    """Fill the template from the model, the records of its run, and what its author says."""
+def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options: CardOptions, cut: str = "") -> str:
+    """Fill the template from the model, the records of its run, and what its author says.
+
+    ``cut`` is the sentence on a model of fewer layers than the checkpoint's, whose figures are then not its own.
+    """
     from huggingface_hub import ModelCardData
 
     record, text = RunRecord(checkpoint, options.base_model), model.config.text_config
@@ -160,7 +164,7 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options:
         pipeline_tag="feature-extraction",
         tags=["jina-clip", "clip", "sentence-transformers", "image-text-retrieval", "zero-shot-image-classification"]
         + ["onnx"] * options.onnx,
-        eval_results=record.evaluations,
+        eval_results=None if cut else record.evaluations,
     )
     dims = ", ".join(map(str, model.config.matryoshka_dimensions or []))
     return _template("card").substitute(
@@ -169,6 +173,7 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options:
         text_tower="a Jina XLM-RoBERTa with rotary positions" if second else "a JinaBERT",
         paper="2412.08802" if second else "2405.20204",
         shorter=f" Embeddings may be cut to their first {dims} numbers (`truncate_dim`)." if dims else "",
+        cut=f" {cut}" if cut else "",
         repo_id=PLACEHOLDER,
         manifest=MANIFEST,
         instructions=_instructions(text),
@@ -181,7 +186,7 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options:
         packages=" ".join(f'"{name}{bound}"' for name, bound in REQUIREMENTS.items()),
         training=record.training,
         data=record.data,
-        results=record.results,
+        results=UNMEASURED if cut else record.results,
         notes=f"\n## Notes of the author\n\n{options.notes}\n" if options.notes else "",
         license=_licence_text(options),
         second_paper=_part("second_paper") if second else "",
