@@ -1,6 +1,7 @@
 """What a run minimises: functions of embeddings that import torch alone, and ``joint``, which sums a stage's losses.
 
-1. ``info_nce``: the paper's loss, with and without hard negatives; ``siglip`` and ``cosent`` beside it.
+1. ``info_nce``: the paper's loss, with and without hard negatives; ``siglip`` and ``cosent`` beside it; ``nt_xent``
+   for pairs of one kind.
 2. ``pairing``: which entries of a score matrix are positives, negatives or left out. ``logits``: what all losses share.
 3. ``tiled``: InfoNCE without the whole matrix. ``matryoshka``: any loss on prefixes of the embeddings.
 4. ``gather``: a batch over several processes. ``gradient_cache``: a batch through little memory.
@@ -18,6 +19,7 @@ from outside, one call of ``joint.register``.
 from trainer_ext.losses.cosent import cosent
 from trainer_ext.losses.info_nce import info_nce, info_nce_plus
 from trainer_ext.losses.matryoshka import matryoshka
+from trainer_ext.losses.nt_xent import nt_xent
 from trainer_ext.losses.siglip import siglip
 
-__all__ = ["cosent", "info_nce", "info_nce_plus", "matryoshka", "siglip"]
+__all__ = ["cosent", "info_nce", "info_nce_plus", "matryoshka", "nt_xent", "siglip"]

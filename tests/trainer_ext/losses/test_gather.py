@@ -20,6 +20,7 @@ from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
 from trainer_ext.losses.info_nce import info_nce, info_nce_plus
 from trainer_ext.losses.logits import clamped_temperature
 from trainer_ext.losses.matryoshka import matryoshka
+from trainer_ext.losses.nt_xent import nt_xent
 from trainer_ext.losses.siglip import siglip
 
 WIDTH, DIM, NEGATIVES = 5, 6, 2
@@ -74,6 +75,9 @@ OBJECTIVES = {
     "info_nce_plus": triplets,
     "info_nce_plus tiled": partial(triplets, tile_size=3),
     "siglip": partial(pairs, siglip),
+    "nt_xent": partial(pairs, nt_xent),
+    "nt_xent tiled": partial(pairs, nt_xent, tile_size=3),
+    "nt_xent ids": lambda v, ids, rows: nt_xent(v["image"], v["query"], v["t"], row_ids=ids["a"], rows=rows),
     "matryoshka": prefixes,
     "joint": joint,
     "joint tiled": partial(joint, tile_size=2),
