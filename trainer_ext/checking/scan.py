@@ -26,8 +26,8 @@ from trainer_ext.checking.near_texts import plain, sketches, text_key, text_keys
 from trainer_ext.checking.pictures import PictureFacts, Pictures, picture_facts
 from trainer_ext.checking.texts import Frequent, Place, TokenCounts, says_a_side, text_findings
 from trainer_ext.data.broken_rows import BrokenRow, BrokenRows, over_budget
-from trainer_ext.data.formats import RowPlaces
 from trainer_ext.data.images import IMAGE_ERRORS, undecodable
+from trainer_ext.data.places import RowPlaces
 from trainer_ext.data.sources import ROW_NUMBER, Rows, load_source, undecoded
 from trainer_ext.data.streams import SourceStream
 from trainer_ext.recipe.schema import Source

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer_ext.data.formats import DataError, where_to_look
+from trainer_ext.data.formats import DataError
+from trainer_ext.data.places import where_to_look
 from trainer_ext.recipe.schema import Source
 
 BROKEN_ROWS_FILE = "broken_rows.jsonl"

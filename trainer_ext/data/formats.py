@@ -6,7 +6,6 @@ Nothing is downloaded, except for a source that names a data set of the Hub.
 import glob
 import os
 import tarfile
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,20 +13,20 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.json.json import Json, JsonConfig
+from datasets.utils.extract import Extractor
 
-from trainer_ext.data.csv_reader import CsvRows, line_of, read_header, separator_of
-from trainer_ext.data.readers import FAULT, HubJson, JsonRows, Tars, json_features, json_line_of, plain_json
+from trainer_ext.data.csv_reader import CsvRows, read_header, separator_of
+from trainer_ext.data.readers import FAULT, HubJson, JsonRows, Tars, json_features, plain_json
 from trainer_ext.recipe.problems import nearest
 from trainer_ext.recipe.schema import Source
 
 # The name under which ``datasets`` reads files of each ending; tars and CSV files have readers of our own.
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
-_SUFFIXES = {
+SUFFIXES = {
     "parquet": (".parquet",),
     "arrow": (".arrow",),
     "json": (".jsonl", ".json"),
@@ -53,7 +52,7 @@ def source_files(source: Source) -> list[Path]:
     location = _embedded_table(source) if source.format == "embedded" else Path(source.location)
     if source.format == "imagefolder":
         return [_metadata_file(source, location)]
-    suffixes = _SUFFIXES[source.format]
+    suffixes = SUFFIXES[source.format]
     if os.path.isfile(location):  # and no error for what cannot be a path
         found = [location]
     elif os.path.isdir(location):
@@ -218,76 +217,15 @@ def unreadable(opened: Opened, error: Exception, file: str | None = None) -> Unr
     return Unreadable(f"Source {source.name!r}: {file or opened.name} cannot be read as {source.format}: {detail}")
 
 
-def where_to_look(source: Source, file: str, row: int) -> str:
-    """How to find a row that a message names: what its number counts from, and its line in a file that has lines."""
-    line = 0
-    suffix = Path(file).suffix.lower()
-    try:
-        if suffix in _SUFFIXES["csv"]:
-            separator = source.separator or separator_of(file, list(source.columns.values()), suffix)
-            line = line_of(file, row, separator)
-        elif suffix in (".json", ".jsonl"):
-            line = json_line_of(file, row)
-    except (OSError, ValueError):  # a message about a file need not read it
-        pass
-    return f"(Rows count from 0; this one begins on line {line:,}.)" if line else "(Rows count from 0.)"
-
-
-def locate_row(source: Source, row: int) -> tuple[str, int]:
-    """File of a row of a loaded source, and its number in there, from 0. Reads each file once: for messages only."""
-    return RowPlaces(source)(row)
-
-
-class RowPlaces:
-    """``locate_row`` for many rows of one source: its files are listed once, and counted as far as it is asked."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._files = [] if source.format == "hub" else source_files(source)
-        self._begins = [0]  # first row of each file, and of the one behind the last that was counted
-
-    def __call__(self, row: int) -> tuple[str, int]:
-        """File of a row, by its number in the whole source, and its number in there."""
-        source = self._source
-        if not self._files:
-            return f"{source.location} at {source.revision}, split {source.split}", row
-        while row >= self._begins[-1] and len(self._begins) < len(self._files):
-            self._begins.append(self._begins[-1] + _row_count(source, self._files[len(self._begins) - 1]))
-        place = bisect_right(self._begins, row) - 1
-        return str(self._files[place]), row - self._begins[place]
-
-
-_COUNTED: dict[tuple[str, str, int], int] = {}
-
-
-def _row_count(source: Source, path: Path) -> int:
-    place = (source.name, str(path), path.stat().st_mtime_ns)
-    if place not in _COUNTED and path.suffix.lower() == ".parquet":
-        _COUNTED[place] = pq.read_metadata(path).num_rows
-    if place not in _COUNTED:
-        opened = Opened(source.model_copy(update={"location": glob.escape(str(path)), "format": _format(path)}))
-        try:
-            prepare(opened)
-        except Unreadable:
-            if not opened.by_lines():
-                raise
-            prepare(opened)
-        _COUNTED[place] = opened.builder.info.splits["train"].num_examples
-    return _COUNTED[place]
-
-
-def _format(path: Path) -> str:
-    return next(name for name, suffixes in _SUFFIXES.items() if path.suffix.lower() in suffixes)
-
-
 def _local_builder(source: Source, files: Sequence[Path]) -> datasets.DatasetBuilder:
     # Names are patterns to ``datasets``; escaped, a bracket in a file name is only a bracket.
     data_files = {"train": [glob.escape(str(path.absolute())) for path in files]}
     suffix = files[0].suffix.lower()
-    if suffix == ".tar":
+    if suffix == ".tar":  # may be packed: it is read member by member
         choices = tuple(name for name in source.columns.values() if ";" in name)
         return Tars(data_files=data_files, choices=choices)
-    if suffix in _SUFFIXES["csv"]:
+    _refuse_packed(source, files)
+    if suffix in SUFFIXES["csv"]:
         return CsvRows(data_files=data_files, **_csv_options(source, [str(path) for path in files], source.separator))
     name, options = _BUILDERS[suffix], {}
     if name == "json":
@@ -297,6 +235,16 @@ def _local_builder(source: Source, files: Sequence[Path]) -> datasets.DatasetBui
         options = {name: value for name, value in options.items() if name in JsonConfig.__dataclass_fields__}
     with _not_counted():
         return datasets.load_dataset_builder(name, data_files=data_files, **options)
+
+
+def _refuse_packed(source: Source, files: Sequence[Path]) -> None:
+    """Raise for what ``datasets`` would unpack, to gigabytes perhaps, unless it streams: then it reads the bytes."""
+    for path in files:
+        if kind := Extractor.infer_extractor_format(path):
+            raise DataError(
+                f"Source {source.name!r}: {path} is packed ({kind}), whatever its name says. Unpack it; of an Excel"
+                " workbook, save the sheet as CSV in UTF-8."
+            )
 
 
 @contextmanager
@@ -320,7 +268,7 @@ def _hub_builder(source: Source) -> datasets.DatasetBuilder:
             # The first file of each split has to do: a header costs a request, and there may be thousands of files.
             data_files = builder.config.data_files
             files = [str(files[0]) for files in data_files.values()]
-            if not all(file.endswith(_SUFFIXES["csv"]) for file in files):
+            if not all(file.endswith(SUFFIXES["csv"]) for file in files):
                 raise DataError(  # pandas would read it, and shift every column of a file whose first row is too long
                     f"Source {source.name!r}: {files[0]} is a compressed CSV file, which is not read. Use a data set of"
                     " parquet files, or download and unpack it."

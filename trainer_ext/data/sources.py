@@ -21,7 +21,7 @@ from datasets import Dataset, Image
 from trainer_ext.data.broken_rows import BrokenRow, BrokenRows, over_budget
 from trainer_ext.data.columns import TEXT, our_columns
 from trainer_ext.data.faults import Fault, as_numbers, find_faults, reported_faults
-from trainer_ext.data.formats import DataError, Opened, Unreadable, locate_row, where_to_look
+from trainer_ext.data.formats import DataError, Opened, Unreadable
 from trainer_ext.data.images import (
     absolute_paths,
     missing_files,
@@ -30,6 +30,7 @@ from trainer_ext.data.images import (
     stored_with_absolute_paths,
     undecodable,
 )
+from trainer_ext.data.places import locate_row, where_to_look
 from trainer_ext.data.readers import FAULT
 from trainer_ext.data.streams import SourceStream
 from trainer_ext.recipe.schema import Source
