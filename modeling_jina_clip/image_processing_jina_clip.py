@@ -420,9 +420,9 @@ class JinaCLIPImageProcessor(BaseImageProcessor):
 
         def read(positions: list[int]) -> np.ndarray:
             try:
-                return self._fit(
-                    Image.fromarray(to_rgb(open_image(images[positions[0]], allow_urls), self.background)), side
-                )
+                image = open_image(images[positions[0]], allow_urls)
+                plain = getattr(image, "mode", "") == "RGB" and not image.has_transparency_data  # saves two copies
+                return self._fit(image if plain else Image.fromarray(to_rgb(image, self.background)), side)
             except (ValueError, TypeError, OSError) as error:
                 raise error_at(positions[0], error) from error
 

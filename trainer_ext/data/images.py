@@ -188,7 +188,7 @@ def _as_pixels(opened: Image.Image, background: Background = None) -> Image.Imag
     if background is None and opened.has_transparency_data:
         picture = Image.fromarray(np.dstack([to_rgb(opened), alpha_of(opened)]))
     else:
-        picture = Image.fromarray(to_rgb(opened, background))
+        picture = on_background(opened, background)
     short, long = sorted(picture.size)
     if long > MAX_RATIO * short:
         raise ValueError(f"{picture.width} x {picture.height} pixels are a line, not a picture")
@@ -201,6 +201,8 @@ def _label(content: bytes) -> str:
 
 def on_background(picture: Image.Image, background: Background) -> Image.Image:
     """RGB of a picture by the model's own rules: on the colour, or without its transparency."""
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture  # an array and back would be two copies
     return Image.fromarray(to_rgb(picture, background))
 
 
