@@ -12,36 +12,31 @@ test rows. A seed whose row is there is skipped; one that was stopped begins ane
 import argparse
 import difflib
 import json
-import os
-import platform
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
 import yaml
 
 from benchmarks.paired import FIRST_SEED, commit, figures_on, read_tasks, seconds_of, trained
-from examples import pretrain_text_tower
+from examples.study.peers import clip_encoders, minilm, texts_of, train_clip
+from examples.study.rows import ROWS, append_row, read_rows, surroundings
+from examples.study.shared import MAKERS, data_names
 from trainer_ext.commands.guard import guarded
-from trainer_ext.demo_data import load_table, prepare
+from trainer_ext.evaluation.baselines import bm25
 from trainer_ext.evaluation.tasks import Task
 from trainer_ext.measuring.models import open_model
 from trainer_ext.recipe.recipe import load_recipe, recipe_fingerprint
-from trainer_ext.run.tokenizer import train_wordpiece, training_texts
 
 ARMS = Path(__file__).with_name("arms.yaml")
-ROWS = Path(__file__).parents[2] / "docs" / "study" / "results.jsonl"
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 ALWAYS = ["evaluation=null", "save_strategy=no", "report_to=none"]
+SEEDLESS = ("bm25", "minilm")  # nothing of ours is trained: one row
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,7 @@ class Arm:
     start: Place | None = None
     of: str | None = None
     folder: str = "."
+    peer: Literal["bm25", "minilm", "clip"] | None = None
     against: str = "joint"
 
 
@@ -76,8 +72,10 @@ def read_arms(content: Mapping[str, Any]) -> dict[str, Arm]:
     for name, entry in content["arms"].items():
         start = Place(**entry["start"]) if "start" in entry else None
         arms[name] = arm = Arm(name=name, **{**entry, "start": start})
-        if (arm.base is None) == (arm.of is None) or (arm.base is not None and arm.base not in content["bases"]):
-            raise ValueError(f"arm {name}: needs one of base ({', '.join(content['bases'])}) and of")
+        if arm.base is None and arm.of is None and arm.peer is None:
+            raise ValueError(f"arm {name}: needs one of base, of and peer")
+        if arm.base is not None and arm.base not in content["bases"]:
+            raise ValueError(f"arm {name}: base {arm.base!r} is not one of {', '.join(content['bases'])}")
         if arm.group not in content["groups"]:
             raise ValueError(f"arm {name}: group {arm.group!r} is not one of {', '.join(content['groups'])}")
     for arm in arms.values():
@@ -92,6 +90,7 @@ class Study:
 
     def __init__(self, content: Mapping[str, Any], folder: Path, rows: Path, steps: int | None = None) -> None:
         self.content, self.folder, self.rows, self.steps = content, folder, rows, steps
+        self.recipe = str(ARMS.parent / content["recipe"])
         self.arms = read_arms(content)
         self._tasks: dict[str, list[Task]] = {}
 
@@ -110,14 +109,15 @@ class Study:
         """Everything that decides an arm's figures but the seed, without a path of this machine."""
         if arm.of is not None:
             return {**self.asked(self.arms[arm.of]), "folder": arm.folder}
-        overrides = self.overrides(arm)
+        overrides = [] if arm.base is None else self.overrides(arm)
         start = arm.start and {**self.asked(self.arms[arm.start.of]), "folder": arm.start.folder}
         data = {name: self.content["data"][name] for name in data_names(overrides)}
-        return {"overrides": overrides, "start": start, "data": data}
+        peer = {} if arm.peer is None else {"peer": arm.peer}
+        return {"overrides": overrides, "start": start, "data": data, **peer}
 
     def hash_of(self, arm: Arm) -> str:
         """Of ``asked``, of the packaged recipe and of what is measured: equal for runs that should be equal."""
-        whole = [recipe_fingerprint(load_recipe(self.content["recipe"])), self.asked(arm), self.content["measured"]]
+        whole = [recipe_fingerprint(load_recipe(self.recipe)), self.asked(arm), self.content["measured"]]
         return blake2b(json.dumps(whole, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     # --- runs ---
@@ -126,12 +126,15 @@ class Study:
         if arm.of is not None:
             return self.run(self.arms[arm.of], seed)
         overrides = self.overrides(arm)
+        start = "" if arm.start is None else str(self.run(self.arms[arm.start.of], seed) / arm.start.folder)
+        name = f"{arm.name}-{seed}-{self.hash_of(arm)}"
+        return trained(self.folder / "runs" / name, self.recipe, [*self.placed(overrides, start), f"seed={seed}"])
+
+    def placed(self, overrides: Sequence[str], start: str = "") -> list[str]:
+        """Overrides with this machine's paths; the data that they name are made now."""
         for name in data_names(overrides):
             self.make(name)
-        start = "" if arm.start is None else str(self.run(self.arms[arm.start.of], seed) / arm.start.folder)
-        placed = [text.replace("{data}", str(self.data)).replace("{start}", start) for text in overrides]
-        name = f"{arm.name}-{seed}-{self.hash_of(arm)}"
-        return trained(self.folder / "runs" / name, self.content["recipe"], [*placed, f"seed={seed}"])
+        return [text.replace("{data}", str(self.data)).replace("{start}", start) for text in overrides]
 
     @property
     def data(self) -> Path:
@@ -156,130 +159,68 @@ class Study:
 
     # --- rows ---
     def do(self, name: str, seed: int) -> dict[str, Any] | None:
-        """Train, measure and write down one arm with one seed; None if its row is there already."""
+        """Train, measure and write down one arm with one seed; None if its row is there or would be the same again."""
         arm = self.arms[name]
         asked = self.hash_of(arm)
-        if any((row["arm"], row["seed"], row["asked"]) == (name, seed, asked) for row in read_rows(self.rows)):
+        there = any((row["arm"], row["seed"], row["asked"]) == (name, seed, asked) for row in read_rows(self.rows))
+        if there or (arm.peer in SEEDLESS and seed != FIRST_SEED):
             return None
-        run = self.run(arm, seed)
+        training, seen, measure = self.model(arm, seed)
         begin = time.perf_counter()
-        encoders = open_model(run / arm.folder)
-        figures = {suite: rounded(figures_on(encoders, tasks)) for suite, tasks in self.tasks().items()}
+        figures = {suite: measure(tasks) for suite, tasks in self.tasks().items()}
         row = {
             "arm": name,
-            "group": arm.group,
             "seed": seed,
             "asked": asked,
             "commit": commit(),
-            "seconds": {"training": round(seconds_of(run), 1), "measuring": round(time.perf_counter() - begin, 1)},
-            **self.seen(arm, seed),
+            "seconds": {"training": round(training, 1), "measuring": round(time.perf_counter() - begin, 1)},
+            **seen,
             **surroundings(),
-            "figures": figures,
+            "figures": {
+                suite: {key: round(value, 5) for key, value in some.items()} for suite, some in figures.items()
+            },
         }
         append_row(self.rows, row)
         return row
 
+    def model(self, arm: Arm, seed: int) -> tuple[float, dict[str, int], Callable[[Sequence[Task]], dict[str, float]]]:
+        """An arm's seconds of training, what it has seen, and the function that measures it."""
+        if arm.peer == "bm25":
+            return 0.0, count([]), bm25
+        if arm.peer == "minilm":
+            return 0.0, count([]), lambda tasks: figures_on(minilm(), texts_of(tasks))
+        if arm.peer == "clip":
+            recipe = load_recipe(self.recipe, [*self.placed(self.overrides(arm)), f"seed={seed}"])
+            begin = time.perf_counter()
+            encoders = clip_encoders(*train_clip(recipe))
+            seen = count(recipe.model_dump()["stages"])
+            return time.perf_counter() - begin, seen, partial(figures_on, encoders)
+        run = self.run(arm, seed)
+        return seconds_of(run), self.seen(arm, seed), partial(figures_on, open_model(run / arm.folder))
+
     def seen(self, arm: Arm, seed: int) -> dict[str, int]:
         """Steps, pictures and texts that an arm's model has trained on, what it started from included."""
+        before = count([])
         if arm.start is not None:
-            before = self.arms[arm.start.of]
-            counts = self.seen(replace(before, of=before.name, folder=arm.start.folder), seed)
-        else:
-            counts = {"steps": 0, "pictures": 0, "text_rows": 0}
+            first = self.arms[arm.start.of]
+            before = self.seen(replace(first, of=first.name, folder=arm.start.folder), seed)
         stages = json.loads((self.run(arm, seed) / "run.json").read_text())["recipe"]["stages"]
         if (last := re.match(r"stages/(\d+)-", arm.folder)) is not None:
             stages = stages[: int(last[1]) + 1]
-        for stage in stages:
-            counts["steps"] += stage["steps"]
-            for key, side in (("pictures", "image_text"), ("text_rows", "text")):
-                counts[key] += stage["steps"] * (stage[side] or {"batch_size": 0})["batch_size"]
-        return counts
+        return {key: before[key] + value for key, value in count(stages).items()}
 
 
-# --- what arms share ---------------------------------------------------------------------------------------------
+def count(stages: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What stages train on.
 
-
-def data_names(overrides: Sequence[str]) -> list[str]:
-    """The names after ``{data}/``, in their order.
-
-    >>> data_names(["tokenizer={data}/tokenizer", "initialize.text={data}/tower"])
-    ['tokenizer', 'tower']
+    >>> count([{"steps": 3, "image_text": {"batch_size": 4}, "text": None}])
+    {'steps': 3, 'pictures': 12, 'text_rows': 0}
     """
-    return list(dict.fromkeys(name for text in overrides for name in re.findall(r"\{data\}/([\w.-]+)", text)))
-
-
-def make_vocabulary(path: Path, recipe: str, size: int) -> None:
-    """A vocabulary of all texts of a recipe."""
-    train_wordpiece(training_texts(load_recipe(recipe)), size).save_pretrained(path)
-
-
-def make_masked_lm(path: Path, recipe: str, steps: int) -> None:
-    """A text tower after masked language modelling; its vocabulary is that of ``make_vocabulary``."""
-    shutil.rmtree(path, ignore_errors=True)
-    pretrain_text_tower.main([recipe, str(path), "--steps", str(steps)])
-
-
-def make_rows(path: Path, table: str, split: str, share: float) -> None:
-    """A share of a table's rows, drawn by a fixed seed."""
-    rows = load_table(prepare(), table, split)
-    kept = np.sort(np.random.default_rng(FIRST_SEED).permutation(len(rows))[: round(share * len(rows))])
-    rows.select(kept).to_parquet(path)
-
-
-MAKERS: dict[str, Callable[..., None]] = {
-    "vocabulary": make_vocabulary,
-    "masked_lm": make_masked_lm,
-    "rows": make_rows,
-}
-
-
-# --- rows --------------------------------------------------------------------------------------------------------
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions and machine."""
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-    }
-
-
-def processor() -> str:
-    """The processor's name, with what decides the speed of its products."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-    except OSError:
-        return platform.machine()
-    found = {key.strip(): value.strip() for key, value in lines.items()}
-    units = [name for name, flag in (("AMX", "amx_tile"), ("AVX-512", "avx512f")) if flag in found.get("flags", "")]
-    return " ".join([found.get("model name", platform.machine()), *units[:1]])
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows, none where there is no file yet.
-
-    Raises:
-        ValueError: a line that is no row, such as half of one.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is no row of results ({error}). Delete the line.") from error
-    return rows
-
-
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """One row more, as one line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures as rows have them."""
-    return {name: round(value, 5) for name, value in figures.items()}
+    rows = [
+        sum(stage["steps"] * (stage[side] or {"batch_size": 0})["batch_size"] for stage in stages)
+        for side in ("image_text", "text")
+    ]
+    return {"steps": sum(stage["steps"] for stage in stages), "pictures": rows[0], "text_rows": rows[1]}
 
 
 # --- the command -------------------------------------------------------------------------------------------------
