@@ -14,33 +14,25 @@ runs without. Each says which commit it ran on; delete the folder after a change
 
 import argparse
 import json
-import math
-import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from scipy import stats
 
-from trainer_ext import train
-from trainer_ext.evaluation.items import encode_items
+from benchmarks.paired import FIRST_SEED, figures_on, paired_difference, read_tasks, seconds_of, trained
 from trainer_ext.evaluation.report import metric_words
-from trainer_ext.evaluation.tasks import Task, figures_of
+from trainer_ext.evaluation.tasks import Task
 from trainer_ext.files import write_json
-from trainer_ext.measuring import build_tasks, load_task_rows
 from trainer_ext.measuring.models import open_model
-from trainer_ext.recipe.evaluation import load_tasks
 
 ARMS = Path(__file__).with_suffix(".yaml")
-FIRST_SEED = 42
 HEAD = "| key | figure | without | with | difference, 95% interval | seeds | seconds a run |"
 
 
@@ -61,26 +53,6 @@ class Arm:
     without: list[str] = field(default_factory=list)
     measured: str = "."
     prepare: list[str] | None = None
-
-
-class Difference(NamedTuple):
-    """Mean of paired differences, and half the width of its 95% t interval."""
-
-    mean: float
-    half: float
-
-
-def paired_difference(without: Sequence[float], having: Sequence[float]) -> Difference:
-    """The mean of ``having - without`` with its t interval; pairs belong to the same seed.
-
-    >>> paired_difference([1.0, 2.0, 3.0], [2.0, 3.0, 4.0])
-    Difference(mean=1.0, half=0.0)
-    """
-    if len(without) < 3:
-        raise ValueError(f"{len(without)} pairs are too few for an interval; give at least 3 seeds")
-    differences = [b - a for a, b in zip(without, having, strict=True)]
-    spread = statistics.stdev(differences) / math.sqrt(len(differences))
-    return Difference(statistics.mean(differences), float(stats.t.ppf(0.975, len(differences) - 1)) * spread)
 
 
 class Runs:
@@ -109,44 +81,24 @@ class Runs:
         return found + [self._placed(override).replace("{start}", start) for override in own]
 
     def run(self, recipe: str, own: Sequence[str], seed: int) -> Path:
-        """The folder of a run, trained now if it is not there. ``effect.json`` in it is written last."""
+        """The folder of a run, trained now if it is not there."""
         overrides = [*self.overrides(recipe, own), f"seed={seed}"]
         base = self.recipes[recipe]["recipe"]
         name = blake2b(json.dumps([base, overrides]).encode(), digest_size=8).hexdigest()
-        folder = self.folder / "runs" / name
-        if not (folder / "effect.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-            begin = time.perf_counter()
-            train(base, folder, overrides=overrides)
-            seconds = time.perf_counter() - begin
-            write_json(folder / "effect.json", {"overrides": overrides, "seconds": seconds, "commit": commit()})
-        elif (made := json.loads((folder / "effect.json").read_text())["commit"]) != commit():
-            print(f"{folder} was trained on commit {made}; delete it if that matters here", file=sys.stderr)
-        return folder
+        return trained(self.folder / "runs" / name, base, overrides)
 
     def figures(self, model: Path) -> dict[str, float]:
         """The figures of a model on the held-out tasks, measured once."""
         kept = model / f"effect_figures_{self.measured['limit']}.json"
         if not kept.is_file():
-            encoders = open_model(model)
-            vectors = encode_items(
-                encoders.encode_text, encoders.encode_image, (item for task in self.tasks() for item in task.items)
-            )
-            found = figures_of(vectors, self.tasks())
-            write_json(kept, {name: figure.value for name, figure in found.items()})
+            write_json(kept, figures_on(open_model(model), self.tasks()))
         return json.loads(kept.read_text())
 
     def tasks(self) -> list[Task]:
         """The tasks of ``measured``, read once."""
         if not self._tasks:
-            limit, names = self.measured["limit"], self.measured["tasks"]
-            content = load_tasks(self.measured["suite"])
-            chosen = [
-                task.model_copy(update={"limit": min(task.limit or limit, limit)})
-                for task in content.tasks
-                if task.name in names
-            ]
-            self._tasks = build_tasks(chosen, load_task_rows(chosen, content.sources), progress=False)
+            measured = self.measured
+            self._tasks = read_tasks(measured["suite"], measured["limit"], measured["tasks"])
         return self._tasks
 
     def compare(self, name: str, seeds: Sequence[int]) -> list[str]:
@@ -178,18 +130,6 @@ class Runs:
             command = [sys.executable, "-m", "trainer_ext", *map(self._placed, arguments)]
             subprocess.run(command, check=True)
             done.touch()
-
-
-def seconds_of(run: Path) -> float:
-    """How long a run took, its data included."""
-    return json.loads((run / "effect.json").read_text())["seconds"]
-
-
-def commit() -> str:
-    """The commit of the code, or "unknown" outside of a clone."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def with_rows(page: str, name: str, rows: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from benchmarks.effects import ARMS, HEAD, Runs, paired_difference, with_rows
+from benchmarks.effects import ARMS, HEAD, Runs, with_rows
+from benchmarks.paired import paired_difference
 from tests.trainer_ext.tiny_run import write_data, write_recipe
 from trainer_ext.recipe.evaluation import load_tasks
 from trainer_ext.recipe.reading import find_resource

@@ -1,0 +1,50 @@
+"""What the study's arms share, made once: a vocabulary, a pre-trained text tower, shares of tables."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from examples import pretrain_text_tower
+from trainer_ext.demo_data import load_table, prepare
+from trainer_ext.recipe.recipe import load_recipe
+from trainer_ext.run.tokenizer import train_wordpiece, training_texts
+
+HERE = Path(__file__).parent
+SEED = 42
+
+
+def data_names(overrides: Sequence[str]) -> list[str]:
+    """The names after ``{data}/``, in their order.
+
+    >>> data_names(["tokenizer={data}/tokenizer", "initialize.text={data}/tower"])
+    ['tokenizer', 'tower']
+    """
+    return list(dict.fromkeys(name for text in overrides for name in re.findall(r"\{data\}/([\w.-]+)", text)))
+
+
+def make_vocabulary(path: Path, recipe: str, size: int) -> None:
+    """A vocabulary of all texts of a recipe."""
+    train_wordpiece(training_texts(load_recipe(HERE / recipe)), size).save_pretrained(path)
+
+
+def make_masked_lm(path: Path, recipe: str, steps: int) -> None:
+    """A text tower after masked language modelling; its vocabulary is that of ``make_vocabulary``."""
+    shutil.rmtree(path, ignore_errors=True)
+    pretrain_text_tower.main([str(HERE / recipe), str(path), "--steps", str(steps)])
+
+
+def make_rows(path: Path, table: str, split: str, share: float) -> None:
+    """A share of a table's rows, drawn by a fixed seed."""
+    rows = load_table(prepare(), table, split)
+    kept = np.sort(np.random.default_rng(SEED).permutation(len(rows))[: round(share * len(rows))])
+    rows.select(kept).to_parquet(path)
+
+
+MAKERS: dict[str, Callable[..., None]] = {
+    "vocabulary": make_vocabulary,
+    "masked_lm": make_masked_lm,
+    "rows": make_rows,
+}
