@@ -74,13 +74,13 @@ def work(options: argparse.Namespace) -> int:
         details.extend(details_of(measured_on, embeddings, name))
 
     measured = Measurement(tasks, folder, cache, content.truncate_dims, content.precisions, seen=look_closer)
+    broken.keep_in(folder / BROKEN_ROWS_FILE)
     for name, path in zip(names, options.models, strict=True):
         model = open_model(path, options.device, options.batch_size, options.trust_remote_code)
         measured.add(model.named(name))
-    measured.report.save()
-    page = write_report(folder, report_of_measurement(measured.report, details))
-    broken.keep_in(folder / BROKEN_ROWS_FILE)
-    broken.write()
+        measured.report.save()  # now, so that the figures outlive a later model that fails
+        page = write_report(folder, report_of_measurement(measured.report, details))
+        broken.write()
     tqdm.write(measured.report.table(measured.report.main_metrics()))
     if measured.report.differences:
         tqdm.write(f"\n{measured.report.differences_table()}")

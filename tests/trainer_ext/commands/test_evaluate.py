@@ -1,6 +1,7 @@
 """The evaluate command on files of one's own: the issue's example, end to end, and each way to be told no."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_a_peer_alone_on_pictures_is_refused(shop: Path, tmp_path: Path, capsys:
     said = told(capsys, str(shop / "peer"), str(tasks), "--output_dir", str(tmp_path / "out"))
     assert "Model 'peer' has no image tower, and all tasks need one: shop/t2i, shop/i2t. Add a task of texts" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_figures_outlive_a_later_model_that_fails(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It looks like a model, so only opening it shows that it is none."""
+    broken = tmp_path / "broken"
+    shutil.copytree(shop / "runs" / "b" / "best", broken)
+    (broken / "model.safetensors").write_bytes(b"cut")
+    models = [str(shop / "runs" / "a" / "best"), str(broken)]
+    words = told(capsys, *models, str(shop / "tasks.yaml"), "--output_dir", str(tmp_path / "out"))
+    assert f"Model {str(broken)!r} cannot be loaded" in words
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [row["name"] for row in stored["rows"]] == ["chance", "BM25", "best"]
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_a_run_and_a_model_keep_their_own_figures(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
