@@ -204,6 +204,10 @@ def hub_client_takes(words: list[str]) -> None:
     from huggingface_hub.cli.hf import app
 
     command, rest = app, words[1:]
+    if not hasattr(command, "make_context"):  # in early versions the application is typer's
+        from typer.main import get_command
+
+        command = get_command(app)
     while hasattr(command, "commands"):
         _, command, rest = command.resolve_command(command.make_context("hf", list(rest), resilient_parsing=True), rest)
     command.make_context(words[1], list(rest))

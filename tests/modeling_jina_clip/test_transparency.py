@@ -41,10 +41,13 @@ def transparent_forms() -> dict[str, Any]:
     grey.paste(0, (6, 5, 18, 15))
     wide = Image.fromarray(np.where(np.asarray(grey) == 7, 1800, 0).astype(np.uint16))
     array = np.asarray(rgba)
+    with_alpha = Image.new("PA", SIZE, (1, 0))  # not rgba.convert("PA"): before version 12 Pillow loses the alpha there
+    with_alpha.putpalette([0, 0, 0, 255, 0, 0])
+    with_alpha.paste((0, 255), (6, 5, 18, 15))
     return {
         "RGBA": rgba,
         "LA": rgba.convert("LA"),
-        "PA": rgba.convert("PA"),
+        "PA": with_alpha,
         "La": rgba.convert("LA").convert("La"),
         "RGBa": rgba.convert("RGBa"),
         "png": stored(rgba, "PNG"),

@@ -21,9 +21,10 @@ from trainer_ext.training.lora import TEMPERATURE_FILE, merged_from
 ADAPTER_CONFIG = "adapter_config.json"
 # What some published files store, and the model computes.
 _COMPUTED = re.compile(r"rope\.freqs_(cos|sin)$")
-# Keys of a configuration that change training, or how a folder is read, but no vector of the same weights.
+# Keys of a configuration that change training, or how a folder is read, but no vector of the same weights. Of special
+# tokens the text tower reads its own; those at the top are written by early transformers' trainer alone.
 _HARMLESS = re.compile(
-    r"(.*\.)?(_name_or_path|transformers_version|(torch_)?dtype|architectures|auto_map\.\w+|initializer_\w+"
+    r"(bos|eos|pad)_token_id|(.*\.)?(_name_or_path|transformers_version|(torch_)?dtype|architectures|auto_map\.\w+|initializer_\w+"
     r"|model_type|logit_scale_init_value|\w*dropout\w*|drop_path_rate|matryoshka_dimensions|lora_dropout_p"
     r"|hf_model_(name_or_path|config_kwargs)|use_\w+)"
 )

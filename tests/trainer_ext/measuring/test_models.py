@@ -98,16 +98,32 @@ def test_code_of_a_peer_runs_only_when_it_is_trusted(peer: Path, tmp_path: Path)
     folder = shutil.copytree(peer, tmp_path / "peer")
     modules = (folder / "modules.json").read_text()
     code = "from sentence_transformers.sentence_transformer.modules import Pooling\nclass Mine(Pooling):\n    pass\n"
-    (folder / "own.py").write_text(code)
-    (folder / "modules.json").write_text(_with_code(modules))
-    with pytest.raises(ValueError, match="pass --trust_remote_code"):
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{code}")
+    (folder / "modules.json").write_text(_with_kind(modules, "own.Mine"))
+    with pytest.raises(ValueError, match=r"'own\.Mine'.*pass --trust_remote_code"):
         open_model(folder, device="cpu")
+    assert not (tmp_path / "ran").exists()
     assert open_model(folder, device="cpu", trust_remote_code=True).dimension == 16
+    assert (tmp_path / "ran").exists()
 
 
-def _with_code(modules: str) -> str:
+@pytest.mark.parametrize("name", ["router_config.json", "config.json"])
+def test_so_does_code_that_a_router_asks_for(peer: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(peer, tmp_path / "peer")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    router = "sentence_transformers.base.modules.Router"
+    (folder / "modules.json").write_text(_with_kind((folder / "modules.json").read_text(), router))
+    (folder / "1_Pooling" / "config.json").unlink()
+    (folder / "1_Pooling" / name).write_text(json.dumps({"types": {"a": "own.Mine"}, "structure": {}}))
+    with pytest.raises(ValueError, match=rf"1_Pooling/{name} asks for the class 'own\.Mine'.*pass --trust_remote_code"):
+        open_model(folder, device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def _with_kind(modules: str, kind: str) -> str:
+    """With a pooling of another class."""
     items = json.loads(modules)
-    items[1]["type"] = "own.Mine"
+    items[1]["type"] = kind
     return json.dumps(items)
 
 

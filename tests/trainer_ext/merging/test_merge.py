@@ -151,6 +151,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         change_json("config.json", lambda c: c["text_config"].update(layer_norm_eps=1e-5)),
         "text_config.layer_norm_eps is 1e-12 in the first and 1e-05 in the second",
     ),
+    "padding": (
+        change_json("config.json", lambda c: c["text_config"].update(pad_token_id=1)),
+        "text_config.pad_token_id is 0 in the first and 1 in the second",
+    ),
     "width of vectors": (change_json("config.json", lambda c: c.update(truncate_dim=8)), "truncate_dim is None in"),
     "a tensor too few": (rewrite(lambda w: w.pop("logit_scale")), "1 tensors of the first are not in the second"),
     "a tensor too many": (rewrite(lambda w: w.update(more=torch.ones(1))), "1 tensors of the second are not in the fi"),
@@ -219,6 +223,14 @@ def test_dropout_is_no_difference(family: Path, tmp_path: Path) -> None:
     shutil.copytree(family / "a", tmp_path / "a")
     change_json("config.json", lambda c: c["text_config"].update(hidden_dropout_prob=0.0))(tmp_path / "a")
     change_json("config.json", lambda c: c["vision_config"].update(patch_dropout=0.5))(tmp_path / "a")
+    assert_equal_weights(merge(family / "base", [tmp_path / "a"], tmp_path / "m"), family / "a")
+
+
+@pytest.mark.parametrize("key", ["pad_token_id", "bos_token_id", "eos_token_id"])
+def test_special_tokens_that_no_tower_reads_are_no_difference(family: Path, tmp_path: Path, key: str) -> None:
+    """The trainer of transformers 5.5 copies them from the tokenizer to the top of the configuration."""
+    shutil.copytree(family / "a", tmp_path / "a")
+    change_json("config.json", lambda c: c.update({key: 3}))(tmp_path / "a")
     assert_equal_weights(merge(family / "base", [tmp_path / "a"], tmp_path / "m"), family / "a")
 
 
