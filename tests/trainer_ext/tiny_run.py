@@ -131,6 +131,7 @@ def write_data(folder: Path) -> None:
         "pictures": {
             "image": [picture(*item) for item in pictures],
             "caption": [[f"{NUMBERS[n - 1]} {c} bar", f"{c} bar number {NUMBERS[n - 1]}"] for c, n in pictures],
+            "tags": [[c, "single"] if n == 1 else [c] for c, n in pictures],
         },
         "contrasted": {
             "image": [picture(*item) for item in pictures],
@@ -192,11 +193,12 @@ class RunFactory:
         evaluate_fn: Callable[[Any, Any], dict[str, float]] | None = None,
     ) -> JinaCLIPTrainer:
         recipe = load_recipe(self.recipe, overrides)
+        balanced = [source for source in recipe.sources if source.balance is not None]
         return JinaCLIPTrainer(
             model=make_model(dropout),
             args=training_arguments(recipe, output_dir),
             recipe=recipe,
-            train_dataset=self.tables,
+            train_dataset=self.tables | load_sources(balanced),
             processing_class=make_processor(),
             evaluate_fn=evaluate_fn,
             callbacks=list(callbacks),

@@ -29,8 +29,9 @@ from trainer_ext.checking.pictures import picture_findings
 from trainer_ext.checking.plan_shares import SourceShare, make_plan, plan_shares, share_findings
 from trainer_ext.checking.scan import NO_LIMIT, AllBroken, SourceScan, open_source, scan
 from trainer_ext.checking.texts import flip_findings, token_findings
+from trainer_ext.data.balance import balances
 from trainer_ext.data.formats import DataError
-from trainer_ext.data.sources import Rows, row_count
+from trainer_ext.data.sources import Rows, planned_rows
 from trainer_ext.files import partial_path, write_json, write_whole
 from trainer_ext.recipe.evaluation import TaskSpec, load_tasks
 from trainer_ext.recipe.recipe import Recipe
@@ -179,13 +180,17 @@ class _Check:
         """Whether the run can be planned."""
         if not all(name in self.scans for name in trained):
             return False
-        counts = {name: row_count(self.tables[name]) for name in trained}
+        sources, tables = self.recipe.used_sources(), {name: self.tables[name] for name in trained}
+        for name, balanced, words in balances(sources, tables):
+            self.checked.sources[name]["balance"] = balanced.as_record()
+            self.checked.log.add([Finding("note", "balance", name, words)])
+        counts = planned_rows(sources, tables)
         try:
             plan = make_plan(self.recipe, counts, self.processes)
         except ValueError as error:
             self.checked.log.add([Finding("error", "plan", "", str(error))])
             return False
-        self.checked.shares = plan_shares(plan, self.recipe.stages, counts)
+        self.checked.shares = plan_shares(plan, self.recipe.stages)
         self.checked.log.add(share_findings(self.checked.shares, self.recipe.sources, measured))
         if self.processor is not None:
             self.checked.batches = stage_batches(self.lenient, self.tables, self.processor, plan)

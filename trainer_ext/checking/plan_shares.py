@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from trainer_ext.checking.findings import Finding
-from trainer_ext.data.plan import JointBatchPlan
+from trainer_ext.data.plan import JointBatchPlan, RowCount
 from trainer_ext.recipe.recipe import Recipe
 from trainer_ext.recipe.schema import SideName, Source
 from trainer_ext.recipe.stages import Stage
@@ -19,7 +19,8 @@ MANY_EPOCHS = 100
 class SourceShare:
     """What one side of a run takes from a source: ``steps`` by stage, rows, and their share of the side's rows.
 
-    ``epochs`` is how often each row is seen on average; None for a streaming source, whose rows are not counted before.
+    ``epochs`` is how often each row is seen on average (of a balanced source: one that no epoch leaves out); None for a
+    streaming source, whose rows are not counted before.
     """
 
     source: str
@@ -34,7 +35,7 @@ class SourceShare:
         return asdict(self)
 
 
-def make_plan(recipe: Recipe, row_counts: Mapping[str, int | None], processes: int = 1) -> JointBatchPlan:
+def make_plan(recipe: Recipe, row_counts: Mapping[str, RowCount], processes: int = 1) -> JointBatchPlan:
     """The plan of the first of a run's processes.
 
     Raises:
@@ -51,9 +52,7 @@ def accumulated(recipe: Recipe) -> int:
     return recipe.training.get("gradient_accumulation_steps") or 1
 
 
-def plan_shares(
-    plan: JointBatchPlan, stages: Sequence[Stage], row_counts: Mapping[str, int | None]
-) -> list[SourceShare]:
+def plan_shares(plan: JointBatchPlan, stages: Sequence[Stage]) -> list[SourceShare]:
     """The shares of all sources, side by side, the largest first."""
     ends = [0, *accumulate(stage.steps for stage in stages)]
     totals = plan.source_counts()
@@ -68,7 +67,7 @@ def plan_shares(
                         source, 0
                     )
                     steps[stage.name] = taken // spec.batch_size
-            size = row_counts[source]
+            size = plan.epoch_rows(source)
             epochs = None if size is None else count / size
             found.append(SourceShare(source, side, steps, count, count / max(sum(rows.values()), 1), epochs))
     return found

@@ -14,6 +14,8 @@ from trainer_ext.data.readers import FAULT
 from trainer_ext.recipe.problems import nearest
 from trainer_ext.recipe.schema import Source
 
+# Our name of the column that a source is balanced by.
+BALANCE = "balance"
 TEXT = (Value("string"), Value("large_string"))
 _LONG_TEXT = Value("large_string")
 _WORDS = {
@@ -24,6 +26,7 @@ _WORDS = {
     "score": "a number",
     "query": "a text",
     "positive": "a text",
+    BALANCE: "a text, a whole number, or a list of them",
 }
 
 
@@ -35,6 +38,19 @@ def with_labels(source: Source, names: Iterable[str]) -> Source:
     {'query': 'q', 'positive': 'a', 'label language': 'language'}
     """
     return source.model_copy(update={"columns": source.columns | {f"{LABEL}{name}": name for name in names}})
+
+
+def with_balance(source: Source) -> Source:
+    """The source with the column that it is balanced by, if it is.
+
+    >>> pairs = {"name": "pairs", "task": "text-pair", "location": "x.csv", "format": "csv"}
+    >>> columns = {"query": "q", "positive": "a"}
+    >>> with_balance(Source(**pairs, columns=columns, balance={"key": "topic", "limit": 50})).columns
+    {'query': 'q', 'positive': 'a', 'balance': 'topic'}
+    """
+    if source.balance is None:
+        return source
+    return source.model_copy(update={"columns": source.columns | {BALANCE: source.balance.key}})
 
 
 def our_columns(opened: Opened, dataset: Dataset) -> Dataset:
@@ -127,6 +143,9 @@ def _usual(ours: str, feature: Any, of_csv: bool) -> Any:
     if ours in ("caption", "negatives") and isinstance(feature, List | LargeList):
         inner = _usual_text(feature.feature)
         return inner and List(inner)
+    if ours == BALANCE and isinstance(feature, List | LargeList):
+        inner = None if isinstance(feature.feature, List | LargeList) else _usual(ours, feature.feature, of_csv)
+        return inner and List(inner)
     kind = getattr(feature, "dtype", "") if isinstance(feature, Value) else ""
     if ours == "score":
         if kind.startswith(("float", "int")):
@@ -139,9 +158,10 @@ def _usual(ours: str, feature: Any, of_csv: bool) -> Any:
             if of_csv and feature in TEXT
             else None
         )
-    if ours.startswith(LABEL) and isinstance(feature, ClassLabel):
+    label = ours == BALANCE or ours.startswith(LABEL)
+    if label and isinstance(feature, ClassLabel):
         return feature
-    if (ours == "id" or ours.startswith(LABEL)) and "int" in kind:
+    if (ours == "id" or label) and "int" in kind:
         return {"int32": feature, "int64": feature, "uint64": Value("string")}.get(kind, Value("int64"))
     return None if ours == "negatives" else _usual_text(feature)
 

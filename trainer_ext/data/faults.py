@@ -120,11 +120,21 @@ def _blank(values: pa.Array) -> np.ndarray:
 
 def _no_text(chunk: pa.Array) -> np.ndarray:
     """Rows whose text is blank; for lists, rows without a text or with a blank one among them."""
+    return _of_each(chunk, _blank)
+
+
+def _no_value(chunk: pa.Array) -> np.ndarray:
+    """Rows without a value to balance by."""
+    return _of_each(chunk, _no_id)
+
+
+def _of_each(chunk: pa.Array, find: Callable[[pa.Array], np.ndarray]) -> np.ndarray:
+    """What ``find`` marks; of lists those that are empty, or hold an item that it marks."""
     if not isinstance(chunk, pa.ListArray | pa.LargeListArray):
-        return _blank(chunk)
+        return find(chunk)
     marked = _lengths(chunk) == 0
     parents = pc.list_parent_indices(chunk).to_numpy(zero_copy_only=False)
-    marked[parents[_blank(pc.list_flatten(chunk))]] = True
+    marked[parents[find(pc.list_flatten(chunk))]] = True
     return marked
 
 
@@ -197,6 +207,7 @@ _CHECKS: dict[str, list[tuple[Callable[[pa.Array], np.ndarray], str]]] = {
     "query": [(_no_text, _EMPTY)],
     "positive": [(_no_text, _EMPTY)],
     "negatives": [(_no_text, _EMPTY)],
+    "balance": [(_no_value, "no value to balance by. Fill it or remove the row.")],
     "label": [(_no_id, "no value. Fill it or remove the row.")],
     "score": [(_no_number, "no finite number. Fill it or remove the row.")],
 }

@@ -10,7 +10,10 @@ exchanging anything.
    next.
 4. A step may span two epochs. To keep its rows distinct, rows already taken from the old epoch move to just after the
    step's share of the new one. Both epochs stay permutations.
-5. A step's rows are cut into micro-batches, and those into the processes' slices.
+5. Of a balanced source (``balance``) an epoch holds some rows only: along the epoch's permutation row i is kept where
+   the running sum of the rows' shares, plus the epoch's offset, passes a whole number (systematic sampling). So each
+   row is kept with its share as the probability, none twice, and every epoch has as many rows.
+6. A step's rows are cut into micro-batches, and those into the processes' slices.
 
 The size of a streaming source is unknown, so only its weight counts; its keys are consecutive positions in the stream
 (``streams``), where the rows of other sources are permuted. Steps 3 and 4 are then the stream's own.
@@ -21,7 +24,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeAlias, overload
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -30,7 +33,13 @@ from trainer_ext.recipe.schema import SIDES, Side, SideName, Source
 from trainer_ext.recipe.stages import Stage
 
 # First words of the seeds; streams.py has 3 and 4, so no two uses share random bits.
-_SOURCE_OF_STEP, _ORDER_OF_ROWS = 1, 2
+_SOURCE_OF_STEP, _ORDER_OF_ROWS, _KEPT_ROWS = 1, 2, 5
+# Shares of balanced rows are whole numbers of 2**-30: sums are exact, on every machine.
+SHARE_BITS = 30
+
+# Of a source its number of rows, or None for a streaming one; of a balanced one the shares (rows,) of its rows in an
+# epoch, int64 in units of 2**-30, which add up to whole rows.
+RowCount: TypeAlias = "int | np.ndarray | None"
 
 
 class _Run(NamedTuple):
@@ -43,6 +52,8 @@ class _Run(NamedTuple):
 
 class Positions:
     """The positions that steps take from the endless sequence of one source: all that is planned of a stream."""
+
+    epoch_rows: int | None = None
 
     def __init__(self) -> None:
         self._runs: list[_Run] = []
@@ -70,24 +81,27 @@ class Positions:
 
 
 class RowOrder(Positions):
-    """The endless row sequence of one source, readable at any position (steps 3 and 4 of the module's text).
+    """The endless row sequence of one source, readable at any position (steps 3 to 5 of the module's text).
 
     Holds the permutations of the two latest epochs: 8 or 16 bytes per row of the source.
     """
 
-    def __init__(self, name: str, rows: int, seed: int) -> None:
+    def __init__(self, name: str, rows: int | np.ndarray, seed: int) -> None:
         super().__init__()
-        self.rows = rows
-        self._seed = [seed, _ORDER_OF_ROWS, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])]
+        self._shares = rows if isinstance(rows, np.ndarray) else None
+        self._rows = rows if isinstance(rows, int) else len(rows)
+        self.epoch_rows: int = rows if isinstance(rows, int) else int(rows.sum()) >> SHARE_BITS
+        label = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+        self._seed, self._keep_seed = [seed, _ORDER_OF_ROWS, label], [seed, _KEPT_ROWS, label]
         self._made: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def size(self, alpha: float) -> float:
         """What the number of rows contributes to the source's share."""
-        return float(self.rows**alpha)
+        return float(self.epoch_rows**alpha)
 
     def read(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Epochs and row indices of ``count`` consecutive positions."""
-        epochs, offsets = np.divmod(np.arange(start, start + count), self.rows)
+        epochs, offsets = np.divmod(np.arange(start, start + count), self.epoch_rows)
         indices = np.empty(count, dtype=np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             chosen = epochs == epoch
@@ -117,7 +131,7 @@ class RowOrder(Positions):
             return order
         before = self._made[epoch - 1] if epoch - 1 in self._made else self._draw(epoch - 1)
         head = order[:batch_size]
-        repeated = np.isin(head, before[self.rows - taken :])
+        repeated = np.isin(head, before[self.epoch_rows - taken :])
         # Of batch_size rows at most ``taken`` are repeated, so enough others are left for the step's share.
         share = np.flatnonzero(~repeated)[: batch_size - taken]
         rest = np.setdiff1d(np.arange(batch_size), share)
@@ -125,14 +139,18 @@ class RowOrder(Positions):
         return order
 
     def _draw(self, epoch: int) -> np.ndarray:
-        dtype = np.int32 if self.rows <= np.iinfo(np.int32).max else np.int64
-        order = np.arange(self.rows, dtype=dtype)
+        dtype = np.int32 if self._rows <= np.iinfo(np.int32).max else np.int64
+        order = np.arange(self._rows, dtype=dtype)
         np.random.default_rng([*self._seed, epoch]).shuffle(order)
-        return order
+        if self._shares is None:
+            return order
+        offset = np.random.default_rng([*self._keep_seed, epoch]).integers(1 << SHARE_BITS)
+        whole = (np.cumsum(self._shares[order]) + offset) >> SHARE_BITS
+        return order[np.diff(whole, prepend=0) > 0]
 
     def _taken_before(self, epoch: int) -> tuple[int, int]:
         """(rows that the step crossing the start of ``epoch`` took before it, that step's batch size); (0, 0): none."""
-        boundary = epoch * self.rows
+        boundary = epoch * self.epoch_rows
         if epoch <= 0 or boundary >= self.end:
             return 0, 0
         run = self._runs[bisect_right(self._runs, boundary, key=lambda run: run.start) - 1]
@@ -141,7 +159,7 @@ class RowOrder(Positions):
 
     def _head_reaches_tail(self, epoch: int, tail: int) -> bool:
         """Whether the mended head of ``epoch`` overlaps its last ``tail`` rows."""
-        return tail > 0 and self._taken_before(epoch)[1] > self.rows - tail
+        return tail > 0 and self._taken_before(epoch)[1] > self.epoch_rows - tail
 
 
 class Key(NamedTuple):
@@ -214,7 +232,7 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
     Args:
         stages: the recipe's stages.
         sources: the recipe's sources; only those that a stage names are used.
-        row_counts: rows of each used source, by name; None for a streaming one.
+        row_counts: rows of each used source, by name; ``sources.planned_rows`` has them.
         seed: decides everything, together with the stages, the sources' names, weights and row counts.
 
     Raises:
@@ -233,7 +251,7 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
         self,
         stages: Sequence[Stage],
         sources: Sequence[Source],
-        row_counts: Mapping[str, int | None],
+        row_counts: Mapping[str, RowCount],
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -244,16 +262,16 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
         self._rank, self._world_size, self._accumulation = rank, world_size, gradient_accumulation_steps
         self._stage_ends = list(accumulate(stage.steps for stage in stages))
         self._weights = {source.name: source.weight for source in sources}
-        self._check(stages, row_counts)
         self._orders = {
             name: Positions() if rows is None else RowOrder(name, rows, seed) for name, rows in row_counts.items()
         }
+        self._check(stages, row_counts)
         self._plans = [
             [self._plan_side(index, stage, name, side, seed) for name, side in stage.sides()]
             for index, stage in enumerate(stages)
         ]
 
-    def _check(self, stages: Sequence[Stage], row_counts: Mapping[str, int | None]) -> None:
+    def _check(self, stages: Sequence[Stage], row_counts: Mapping[str, RowCount]) -> None:
         parts = self._world_size * self._accumulation
         for index, stage in enumerate(stages):
             for side_name, side in stage.sides():
@@ -266,11 +284,13 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
                 for name in side.sources:
                     if name not in row_counts:
                         raise ValueError(f"{place}, but source {name!r} has no rows: load it, and pass its row count.")
-                    rows = row_counts[name]
+                    rows = self._orders[name].epoch_rows
                     if rows is not None and rows < side.batch_size:
+                        balanced = isinstance(row_counts[name], np.ndarray)
+                        of, cure = (" in an epoch", " raise the limit of its balance,") if balanced else ("", "")
                         raise ValueError(
-                            f"{place}, but source {name!r} has only {rows} rows, and a batch takes"
-                            f" distinct rows of one source. Use a batch_size of at most {rows},"
+                            f"{place}, but source {name!r} has only {rows} rows{of}, and a batch takes"
+                            f" distinct rows of one source. Use a batch_size of at most {rows},{cure}"
                             f" or take {name!r} out of the side's sources."
                         )
 
@@ -292,6 +312,10 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
 
     def __iter__(self) -> Iterator[BatchKeys]:
         return (BatchKeys(self, batch) for batch in range(len(self)))
+
+    def epoch_rows(self, source: str) -> int | None:
+        """Rows of one epoch of a source; None for a streaming one."""
+        return self._orders[source].epoch_rows
 
     def keys(self, batch: int) -> list[Key]:
         """The keys of micro-batch ``batch`` on this process: the image-text rows, then the text rows."""

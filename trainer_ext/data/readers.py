@@ -51,6 +51,7 @@ _ID = Value("large_string")
 def json_features(columns: Mapping[str, str]) -> Features:
     """What ``JsonRows`` gives for a source's ``columns`` (ours to the data's)."""
     types = {"caption": List(Value("string")), "negatives": List(Value("string")), "score": Value("float64"), "id": _ID}
+    types["balance"] = List(_ID)
     found = {theirs: types.get(ours, Value("string")) for ours, theirs in columns.items()}
     return Features({**found, FAULT: Value("string")})
 
@@ -188,8 +189,10 @@ def _checked(value: Any, feature: Any) -> Any:
         if isinstance(text, str) and (place := lone_surrogate(text)) is not None:
             raise ValueError(f"half a letter (U+{ord(text[place]):04X}) at character {place}. Correct the row.")
     if isinstance(feature, List):
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+        items = value if isinstance(value, list) else [value]
+        if feature.feature == _ID:
+            items = [str(item) if type(item) is int else item for item in items]
+        if all(isinstance(item, str) for item in items):
             return items
         raise ValueError(f"{_kind(value)} where texts belong. Correct the row or remove it.")
     if feature == _ID and type(value) is int:

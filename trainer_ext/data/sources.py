@@ -11,15 +11,16 @@ Images stay undecoded until a step asks for them.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Image
 
+from trainer_ext.data.balance import balances
 from trainer_ext.data.broken_rows import BrokenRow, BrokenRows, over_budget
-from trainer_ext.data.columns import TEXT, our_columns
+from trainer_ext.data.columns import BALANCE, TEXT, our_columns, with_balance
 from trainer_ext.data.faults import Fault, as_numbers, find_faults, reported_faults
 from trainer_ext.data.formats import DataError, Opened, Unreadable
 from trainer_ext.data.images import (
@@ -31,6 +32,7 @@ from trainer_ext.data.images import (
     undecodable,
 )
 from trainer_ext.data.places import locate_row, where_to_look
+from trainer_ext.data.plan import RowCount
 from trainer_ext.data.readers import FAULT
 from trainer_ext.data.streams import SourceStream
 from trainer_ext.recipe.schema import Source
@@ -64,11 +66,13 @@ def load_source(source: Source, broken: BrokenRows | None = None) -> Dataset:
     Returns:
         A dataset with the columns of the source's task: ``image`` (decoded when read), ``caption`` (a text or a list of
         texts), ``id`` where given | ``query``, ``positive`` | and ``negatives`` (the same number in every row) or
-        ``score`` (a number). Where rows were left out, ``row`` has the others' numbers.
+        ``score`` (a number). Where rows were left out, ``row`` has the others' numbers; where the source is balanced,
+        ``balance`` has the values of its key.
 
     Raises:
         DataError: no such file, no such column, a wrong type, or more rows that cannot be used than allowed.
     """
+    source = with_balance(source)
     opened = Opened(source)
     try:
         dataset = our_columns(opened, opened.rows())
@@ -131,7 +135,8 @@ def read_rows(source: Source, dataset: Dataset, indices: Sequence[int]) -> list[
         OSError, ValueError, SyntaxError: an image that cannot be decoded; ``broken_image`` says which one.
     """
     columns = undecoded(dataset)[list(indices)]
-    columns.pop(ROW_NUMBER, None)
+    for name in (ROW_NUMBER, BALANCE):
+        columns.pop(name, None)
     if isinstance(dataset.features.get("image"), Image):
         opened = [open_image(stored, source.background) for stored in columns["image"]]
         columns |= {"image": [one[0] for one in opened], "image_label": [one[1] for one in opened]}
@@ -195,3 +200,9 @@ def _absolute_table(table: pa.Table, folder: str | None, source: str) -> pa.Tabl
 def row_count(rows: Rows) -> int | None:
     """Rows of a source; None for a streaming one, whose rows are not counted."""
     return None if isinstance(rows, SourceStream) else len(rows)
+
+
+def planned_rows(sources: Sequence[Source], tables: Mapping[str, Rows]) -> dict[str, RowCount]:
+    """What the plan of a run has to know of each table: its number of rows or, where it is balanced, their shares."""
+    found: dict[str, RowCount] = {name: row_count(rows) for name, rows in tables.items()}
+    return found | {name: balanced.shares for name, balanced, _ in balances(sources, tables)}

@@ -110,6 +110,9 @@ def _format_problems(source: Source) -> Iterator[Problem]:
         yield "shuffle_buffer", "is for streaming sources; others are shuffled as a whole. Take it out."
     if source.holdout is not None and source.streaming:
         yield "holdout", "needs all rows at once, and a streaming source is not read before training. Take one out."
+    if source.balance is not None and source.streaming:
+        words = "counts values in all rows, and a streaming source is not read before training. Take one out."
+        yield "balance", words
 
 
 def loss_problems(place: str, side_name: SideName, side: SideLoss) -> Iterator[Problem]:

@@ -82,6 +82,17 @@ MAX_IMAGE_SIZE = 8192  # beyond it one batch would be terabytes
 CropScale = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 
 
+class Balance(Strict):
+    """How often a row is trained on where few values of a column have most of the rows (MetaCLIP, arXiv 2309.16671).
+
+    ``key`` is a column of the data, with one value or a list of them for each row; ``limit`` is how many rows a value
+    keeps in an epoch, on average. A row with values v has the probability 1 - prod(1 - min(1, limit / count(v))).
+    """
+
+    key: Annotated[str, Field(min_length=1)]
+    limit: PositiveInt
+
+
 class Source(Strict):
     """One list of training rows, as an item of ``configuration/sources/*.yaml``.
 
@@ -99,6 +110,7 @@ class Source(Strict):
     the model's image processor.
     ``max_broken_rows`` may be left out, each with its reason in the run's ``broken_rows.jsonl``; one more ends the run.
     ``holdout`` keeps this share of the rows from training, to measure on them.
+    ``balance`` leaves rows out of an epoch, others in the next one, of values of a column that many rows share.
     """
 
     name: Name
@@ -118,6 +130,7 @@ class Source(Strict):
     background: Background = None
     max_broken_rows: Annotated[int, Field(ge=0)] = 0
     holdout: Annotated[float, Field(gt=0.0, le=0.5)] | None = None
+    balance: Balance | None = None
 
 
 # --- losses -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging
 
+from trainer_ext.data.balance import balances
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.fingerprint import fingerprint
 from trainer_ext.data.holdout import load_with_holdout
@@ -182,6 +183,8 @@ def _read_data(recipe: Recipe, arguments: JinaCLIPTrainingArguments, say: Say) -
         tables, held = load_with_holdout(recipe.used_sources(), recipe.seed, broken)
         for name, rows in held.items():
             say(f"{name}: {len(rows):,} rows are held out, {row_count(tables[name]):,} are trained on")
+        for name, _, words in balances(recipe.used_sources(), tables):
+            say(f"{name}: {words}")
         is_main = arguments.process_index == 0  # comparing once is enough
         tasks = evaluation_tasks(recipe, broken, say, progress=is_main, trained=tables if is_main else None)
     problems = [*validation_problems(recipe, held), *keep_best_problems(recipe.evaluation, tasks)]

@@ -31,7 +31,7 @@ from trainer_ext.data.batches import JointDataset, collator_of
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.record import SourceRecord
-from trainer_ext.data.sources import Rows, row_count
+from trainer_ext.data.sources import Rows, planned_rows
 from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
 from trainer_ext.losses.joint import JointObjective
 from trainer_ext.losses.logits import clamped_temperature
@@ -141,7 +141,7 @@ class JinaCLIPTrainer(SavingTrainer):
         plan = JointBatchPlan(
             self.recipe.stages,
             self.recipe.sources,
-            {name: row_count(rows) for name, rows in self.train_dataset.items()},
+            planned_rows(self.recipe.sources, self.train_dataset),
             seed=self.recipe.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,

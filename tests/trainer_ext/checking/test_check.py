@@ -29,6 +29,7 @@ from trainer_ext.checking.fit import StepsFailed, failed_finding, micro_recipe, 
 from trainer_ext.checking.plan_shares import make_plan, plan_shares
 from trainer_ext.data.sources import load_sources, row_count
 from trainer_ext.recipe.recipe import Recipe, load_recipe
+from trainer_ext.recipe.schema import Balance
 
 PICTURES, PAIRS = ("image", "caption"), ("query", "positive")
 
@@ -156,7 +157,7 @@ def test_shares_are_those_of_the_plan(tiny_recipe: Path) -> None:
         for key in plan.keys(batch):
             place = (key.side, key.source, recipe.stages[key.stage].name)
             taken[place] = taken.get(place, 0) + 1
-    shares = plan_shares(plan, recipe.stages, counts)
+    shares = plan_shares(plan, recipe.stages)
     for share in shares:
         for stage, steps in share.steps.items():
             assert taken.get((share.side, share.source, stage), 0) == 4 * steps
@@ -285,3 +286,21 @@ def test_micro_steps_hold_one_processs_rows(tiny_recipe: Path) -> None:
     assert {side.batch_size for stage in short.stages for _, side in stage.sides()} == {1}
     assert {stage.steps for stage in short.stages} == {2}
     assert yaml.safe_dump(short.training)  # still a plain tree: it travels to another process as text
+
+
+def test_a_balanced_source_says_what_it_keeps(folder: Path) -> None:
+    balance = {"key": "tags", "limit": 3}
+    rows = source(folder / "pictures.parquet", PICTURES, "pictures", balance=balance)
+    recipe = write_recipe(folder, [rows], {"image_text": {"sources": ["pictures"], "batch_size": 4}})
+    found = check(load_recipe(recipe), folder / "out", steps=False)
+    [note] = found.log.shown[Group("note", "pictures", "balance")]
+    # 8 rows of each colour are in 1 of 3 epochs; the first, which is also a single one of 4, in 5 of 6.
+    words = "balance keeps 14 of 36 rows in an epoch: 5 of 5 values of 'tags' are in more than 3 rows, up to 9."
+    assert note.words == words
+    record = json.loads((folder / "out" / "check.json").read_text())
+    assert record["sources"]["pictures"]["balance"] == {"kept": 14, "values": 5, "above": 5, "most": 9}
+    assert found.shares[0].epochs == pytest.approx(8 / 14)
+    loose = rows.model_copy(update={"balance": Balance(key="tags", limit=9)})
+    recipe = write_recipe(folder, [loose], {"image_text": {"sources": ["pictures"], "batch_size": 4}})
+    [note] = check(load_recipe(recipe), steps=False).log.shown[Group("note", "pictures", "balance")]
+    assert note.words.startswith("balance leaves nothing out: no value of 'tags' is in more than 9 rows, and the limit")

@@ -22,6 +22,7 @@ SPEC = (
     "{horizontal_flip: 0.5, color_jitter: {}, grayscale: 0.2, gaussian_blur: 0.5, word_deletion: 0.3, word_swap: 0.2}"
 )
 AUGMENTED = [f"stages.{stage}.augmentation={SPEC}" for stage in range(3)]
+BALANCED = ["sources.pictures.balance={key: tags, limit: 5}"]
 VARIANTS = {
     "every step": ["save_steps=1"],
     "workers": ["save_steps=2", "dataloader_num_workers=2"],
@@ -30,6 +31,7 @@ VARIANTS = {
     "bf16": ["save_steps=2", "bf16=true"],
     "rare logs": ["save_steps=2", "logging_steps=3"],
     "augmentation": ["save_steps=2", "dataloader_num_workers=1", *AUGMENTED],
+    "balance": ["save_steps=2", "dataloader_num_workers=1", *BALANCED],
 }
 
 
@@ -69,6 +71,7 @@ def assert_same_run(left: JinaCLIPTrainer, right: JinaCLIPTrainer) -> None:
         ("every step", 4),  # resumes at the boundary
         pytest.param("workers", 5, marks=pytest.mark.slow),
         pytest.param("augmentation", 5, marks=pytest.mark.slow),
+        pytest.param("balance", 7, marks=pytest.mark.slow),
         ("cache", 5),
         pytest.param("accumulation", 7, marks=pytest.mark.slow),
         pytest.param("bf16", 7, marks=pytest.mark.slow),
