@@ -23,6 +23,7 @@ from trainer_ext.data.columns import TEXT, our_columns
 from trainer_ext.data.faults import Fault, as_numbers, find_faults, reported_faults
 from trainer_ext.data.formats import DataError, Opened, Unreadable, locate_row, where_to_look
 from trainer_ext.data.images import (
+    Opener,
     absolute_paths,
     missing_files,
     open_image,
@@ -123,8 +124,10 @@ def _broken_row(source: Source, row: int, fault: Fault) -> BrokenRow:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def read_rows(source: Source, dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows at ``indices`` of a loaded source, images decoded, each with its ``image_label``.
+def read_rows(
+    source: Source, dataset: Dataset, indices: Sequence[int], opener: Opener = open_image
+) -> list[dict[str, Any]]:
+    """The rows at ``indices`` of a loaded source, images decoded by ``opener``, each with its ``image_label``.
 
     Raises:
         OSError, ValueError, SyntaxError: an image that cannot be decoded; ``broken_image`` says which one.
@@ -132,7 +135,7 @@ def read_rows(source: Source, dataset: Dataset, indices: Sequence[int]) -> list[
     columns = undecoded(dataset)[list(indices)]
     columns.pop(ROW_NUMBER, None)
     if isinstance(dataset.features.get("image"), Image):
-        opened = [open_image(stored, source.background) for stored in columns["image"]]
+        opened = [opener(stored, source.background) for stored in columns["image"]]
         columns |= {"image": [one[0] for one in opened], "image_label": [one[1] for one in opened]}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
