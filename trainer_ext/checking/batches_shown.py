@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer_ext.checking.plan_shares import accumulated
 from trainer_ext.data.batches import JointCollator, JointDataset
 from trainer_ext.data.broken_rows import BrokenRows
+from trainer_ext.data.pictures import PictureReader
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.sources import Rows
 from trainer_ext.recipe.recipe import Recipe
@@ -61,7 +62,7 @@ def stage_batches(
     Raises:
         DataError: a source of which no row can be used.
     """
-    dataset = JointDataset(recipe.sources, tables, recipe.seed, BrokenRows(None))
+    dataset = JointDataset(recipe.sources, tables, recipe.seed, BrokenRows(None), PictureReader(recipe, processor))
     collate = JointCollator(processor, recipe.stages, recipe.seed)
     firsts = [0, *accumulate(stage.steps for stage in recipe.stages)]
     shown = []

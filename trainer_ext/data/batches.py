@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from trainer_ext.data.augmentation import augmented_picture, augmented_text, random_resized_crop, row_generator
 from trainer_ext.data.broken_rows import BrokenRows
-from trainer_ext.data.images import IMAGE_ERRORS, on_background
+from trainer_ext.data.images import IMAGE_ERRORS, Opener, on_background, open_image
+from trainer_ext.data.pictures import PictureReader
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
 from trainer_ext.data.streams import SourceStream
@@ -35,6 +36,7 @@ class JointDataset(Dataset[Row]):
 
     Args:
         broken: where rows left out are listed and counted; by default in memory.
+        pictures: how a stage's pictures are opened; by default whole.
 
     >>> from datasets import Dataset as Table
     >>> columns = {"query": "q", "positive": "a"}
@@ -45,7 +47,12 @@ class JointDataset(Dataset[Row]):
     """
 
     def __init__(
-        self, sources: Sequence[Source], tables: Mapping[str, Rows], seed: int, broken: BrokenRows | None = None
+        self,
+        sources: Sequence[Source],
+        tables: Mapping[str, Rows],
+        seed: int,
+        broken: BrokenRows | None = None,
+        pictures: PictureReader | None = None,
     ) -> None:
         self._sources = {source.name: source for source in sources}
         self._tables = {
@@ -53,6 +60,7 @@ class JointDataset(Dataset[Row]):
         }
         self._seed = seed
         self._broken = BrokenRows(None) if broken is None else broken
+        self._pictures = pictures
 
     def __len__(self) -> int:
         """Rows of the sources that do not stream."""
@@ -71,24 +79,25 @@ class JointDataset(Dataset[Row]):
     def _read(self, name: str, keys: list[Key]) -> list[Row]:
         """The rows as they are stored, each with the key of what was really read."""
         source, table = self._sources[name], self._tables[name]
+        opener = open_image if self._pictures is None else self._pictures.opener(keys[0].stage)
         if isinstance(table, SourceStream):
-            streamed = table.read([key.index for key in keys])
+            streamed = table.read([key.index for key in keys], opener)
             return [
                 {**one.row, "key": key._replace(epoch=one.epoch, index=one.identity)}
                 for key, one in zip(keys, streamed, strict=True)
             ]
         try:
-            rows = read_rows(source, table, [key.index for key in keys])
+            rows = read_rows(source, table, [key.index for key in keys], opener)
             return [{**row, "key": key} for key, row in zip(keys, rows, strict=True)]
         except IMAGE_ERRORS:
-            return [self._readable(source, table, key) for key in keys]
+            return [self._readable(source, table, key, opener) for key in keys]
 
-    def _readable(self, source: Source, table: datasets.Dataset, key: Key) -> Row:
+    def _readable(self, source: Source, table: datasets.Dataset, key: Key, opener: Opener) -> Row:
         """The row, or the first of its replacements that can be read."""
         drawn = key
         for attempt in count(1):
             try:
-                [row] = read_rows(source, table, [drawn.index])
+                [row] = read_rows(source, table, [drawn.index], opener)
                 return {**row, "key": drawn}
             except IMAGE_ERRORS as error:
                 self._broken.add(source, broken_image(source, table, drawn.index, error))

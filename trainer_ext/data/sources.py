@@ -24,6 +24,7 @@ from trainer_ext.data.columns import BALANCE, TEXT, our_columns, with_balance
 from trainer_ext.data.faults import Fault, as_numbers, find_faults, reported_faults
 from trainer_ext.data.formats import DataError, Opened, Unreadable
 from trainer_ext.data.images import (
+    Opener,
     absolute_paths,
     missing_files,
     open_image,
@@ -128,8 +129,10 @@ def _broken_row(source: Source, row: int, fault: Fault) -> BrokenRow:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def read_rows(source: Source, dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows at ``indices`` of a loaded source, images decoded, each with its ``image_label``.
+def read_rows(
+    source: Source, dataset: Dataset, indices: Sequence[int], opener: Opener = open_image
+) -> list[dict[str, Any]]:
+    """The rows at ``indices`` of a loaded source, images decoded by ``opener``, each with its ``image_label``.
 
     Raises:
         OSError, ValueError, SyntaxError: an image that cannot be decoded; ``broken_image`` says which one.
@@ -138,7 +141,7 @@ def read_rows(source: Source, dataset: Dataset, indices: Sequence[int]) -> list[
     for name in (ROW_NUMBER, BALANCE):
         columns.pop(name, None)
     if isinstance(dataset.features.get("image"), Image):
-        opened = [open_image(stored, source.background) for stored in columns["image"]]
+        opened = [opener(stored, source.background) for stored in columns["image"]]
         columns |= {"image": [one[0] for one in opened], "image_label": [one[1] for one in opened]}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -37,6 +37,7 @@ from trainer_ext.data.faults import (
 from trainer_ext.data.formats import READ_ERRORS, DataError, Opened, Unreadable, unreadable
 from trainer_ext.data.images import (
     IMAGE_ERRORS,
+    Opener,
     missing_files,
     open_image,
     paths_without_bytes,
@@ -108,7 +109,7 @@ class SourceStream:
         """Without the place it has come to: the copy in a worker starts anew."""
         return {**self.__dict__, "_window": None, "_windows": None}
 
-    def read(self, positions: Sequence[int]) -> list[StreamRow]:
+    def read(self, positions: Sequence[int], opener: Opener = open_image) -> list[StreamRow]:
         """The rows at ``positions``, images decoded. Going forward is cheap, going back starts at a bookmark.
 
         A row whose image cannot be decoded is replaced by another one of its window, the same one in every process.
@@ -116,7 +117,7 @@ class SourceStream:
         Raises:
             DataError: more rows that cannot be used than the source's budget allows.
         """
-        return [self._row(position) for position in positions]
+        return [self._row(position, opener) for position in positions]
 
     def first_rows(self, number: int) -> pa.Table:
         """Rows from the beginning of the first shard, with our names: at most ``number`` of them, usable or not."""
@@ -171,7 +172,7 @@ class SourceStream:
 
     # --- windows -------------------------------------------------------------------------------------------------
 
-    def _row(self, position: int) -> StreamRow:
+    def _row(self, position: int, opener: Opener) -> StreamRow:
         window = self._window_at(position)
         offset = position - window.begin.position
         while True:
@@ -179,7 +180,7 @@ class SourceStream:
             if "image" not in row:
                 break
             try:
-                row["image"], row["image_label"] = open_image(row["image"], self.source.background)
+                row["image"], row["image_label"] = opener(row["image"], self.source.background)
                 break
             except IMAGE_ERRORS as error:
                 reason = undecodable(row["image"]["path"], error)

@@ -22,7 +22,8 @@ from trainer_ext.merging.parents import Parent, Say
 from trainer_ext.merging.search import descend
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.recipe.recipe import Recipe, load_recipe
-from trainer_ext.training.trainer import JinaCLIPTrainer, unchanged_randomness
+from trainer_ext.training.switches import unchanged_randomness
+from trainer_ext.training.trainer import JinaCLIPTrainer
 
 # What the losses and the reading of rows take from a recipe's training arguments.
 _READ = ("text_temperature", "tile_size", "false_negatives", "use_cpu", "gradient_cache_", "dataloader_")

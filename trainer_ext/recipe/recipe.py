@@ -48,13 +48,22 @@ from trainer_ext.recipe.reading import (
     split_override,
 )
 from trainer_ext.recipe.schema import SIDES, TERMS, Matryoshka, Source, Strict
-from trainer_ext.recipe.stages import AttentionName, InitializeSpec, LoraSpec, Stage, TeacherSpec, TokenizerSpec
+from trainer_ext.recipe.stages import (
+    AttentionName,
+    ImageDecoding,
+    InitializeSpec,
+    LoraSpec,
+    Stage,
+    TeacherSpec,
+    TokenizerSpec,
+)
 from trainer_ext.recipe.start_checks import (
     initialize_problems,
     lora_problems,
     merge_problems,
     merge_start_problems,
     missing_towers,
+    picture_problems,
     teacher_problems,
     teacher_width_problems,
 )
@@ -64,6 +73,7 @@ class Recipe(Strict):
     """One training run. ``training`` holds the recipe's top-level keys that are TrainingArguments fields.
 
     ``attn_implementation`` names an attention backend of transformers that can train both towers.
+    ``image_decoding: fast`` decodes large JPEGs at a smaller size, in training alone.
     ``matryoshka`` is for every loss of every stage that says nothing else. ``evaluation`` may be a suite's bare name.
     ``merge_with_start`` keeps models between the start and the finished one, too: 0.5 is half of the way.
     """
@@ -73,6 +83,7 @@ class Recipe(Strict):
     initialize: InitializeSpec | None = None
     tokenizer: TokenizerSpec | str | None = None
     attn_implementation: AttentionName | None = None
+    image_decoding: ImageDecoding = "exact"
     sources: list[Source]
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluation: EvaluationSpec | None = None
@@ -99,6 +110,7 @@ class Recipe(Strict):
             problems += self.evaluation.problems(self.sources)
         if self.teacher is not None:
             problems += teacher_problems(self.teacher, self.stages)
+        problems += picture_problems(self.image_decoding, self.stages)
         problems += self._tuning_problems()
         problems += merge_problems(self.merge_with_start or [], self.initialize, self.stages)
         if problems:
@@ -224,6 +236,8 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
                     del side[key]
     if content["teacher"] is None:
         del content["teacher"]
+    if content["image_decoding"] == "exact":
+        del content["image_decoding"]
     return content
 
 

@@ -191,6 +191,9 @@ class TeacherSpec(Strict):
     sides: Annotated[list[SideName], Field(min_length=1)] = list(SIDES)
 
 
+ImageDecoding = Literal["exact", "fast"]
+
+
 class TokenizerSpec(Strict):
     """Train a WordPiece tokenizer on the texts of the recipe's own training sources."""
 

@@ -1,4 +1,4 @@
-"""What a run's start must be: tower checkpoints, LoRA, a teacher; and the models between it and the end.
+"""What a run's start must be: tower checkpoints, LoRA, a teacher; models between it and the end; pictures.
 
 A check that needs the disk has its own function (``missing_towers``, ``teacher_width_problems``); the others need the
 recipe alone.
@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer_ext.recipe.checks import embedding_width
 from trainer_ext.recipe.problems import Problem
 from trainer_ext.recipe.reading import path_of
-from trainer_ext.recipe.stages import InitializeSpec, LoraSpec, Stage, TeacherSpec
+from trainer_ext.recipe.stages import ImageDecoding, InitializeSpec, LoraSpec, Stage, TeacherSpec
 
 
 def initialize_problems(initialize: InitializeSpec, trains_tokenizer: bool) -> Iterator[Problem]:
@@ -52,6 +52,15 @@ def teacher_problems(teacher: TeacherSpec, stages: Sequence[Stage]) -> Iterator[
         yield (
             "teacher.sides",
             f"no stage trains {' or '.join(teacher.sides)}, so it teaches nothing. Name another side.",
+        )
+
+
+def picture_problems(decoding: ImageDecoding, stages: Sequence[Stage]) -> Iterator[Problem]:
+    """How pictures are decoded, said of a run without any."""
+    if decoding != "exact" and not any(stage.image_text for stage in stages):
+        yield (
+            "image_decoding",
+            f"is {decoding!r}, but no stage has pictures. Take it out, or add image_text.",
         )
 
 

@@ -1,8 +1,10 @@
-"""Switches of the whole process that other code may have set decide nothing about a run's weights."""
+"""Switches and random numbers of the whole process that other code uses decide nothing about a run's weights."""
 
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 
 
@@ -32,3 +34,16 @@ def torch_as_it_comes() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(before)
+
+
+@contextmanager
+def unchanged_randomness() -> Iterator[None]:
+    """Leave the generators of Python, numpy and torch as they were, whatever is drawn inside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

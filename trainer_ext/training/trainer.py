@@ -10,14 +10,11 @@ One optimizer step, one hop a line:
 5. ``StageCallback`` freezes what the stage does not train, clamps the temperature and handles stage boundaries.
 """
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -29,6 +26,7 @@ from transformers import PrinterCallback, ProgressCallback
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext.data.batches import JointDataset, collator_of
 from trainer_ext.data.broken_rows import BrokenRows
+from trainer_ext.data.pictures import PictureReader
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.record import SourceRecord
 from trainer_ext.data.sources import Rows, planned_rows
@@ -55,6 +53,7 @@ from trainer_ext.training.optimization import decay_parameter_names, peak_learni
 from trainer_ext.training.saving import SavingTrainer
 from trainer_ext.training.sharding import ShardedModel, is_sharded, shard_model, whole_parameter
 from trainer_ext.training.stages import StageCallback, image_size_problems
+from trainer_ext.training.switches import unchanged_randomness
 from trainer_ext.training.teacher import Teacher
 
 Evaluate = Callable[[JinaCLIPModel, Any], dict[str, float]]
@@ -96,6 +95,7 @@ class JinaCLIPTrainer(SavingTrainer):
     ) -> None:
         self.teacher = None if recipe.teacher is None else Teacher(recipe.teacher, recipe.attn_implementation)
         processors = processing_class, self.teacher and self.teacher.processor
+        self._pictures = PictureReader(recipe, *processors)
         kwargs.setdefault("data_collator", collator_of(recipe.stages, recipe.seed, *processors))
         if evaluate_fn is not None:  # it brings its own data, but the base class insists on some
             kwargs.setdefault("eval_dataset", {})
@@ -151,7 +151,9 @@ class JinaCLIPTrainer(SavingTrainer):
         steps = self.args.max_steps * self.args.gradient_accumulation_steps
         batches = plan if steps >= len(plan) else list(islice(plan, steps))
         return DataLoader(
-            JointDataset(self.recipe.sources, self.train_dataset, self.recipe.seed, self.source_record.broken),
+            JointDataset(
+                self.recipe.sources, self.train_dataset, self.recipe.seed, self.source_record.broken, self._pictures
+            ),
             batch_sampler=batches,  # type: ignore[arg-type]  # torch says list and needs a sequence
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -335,16 +337,3 @@ class JinaCLIPTrainer(SavingTrainer):
 
 # Tensors of a joint batch that stay on the host until they are embedded (``InputEmbedder``).
 _STAYS_ON_HOST = frozenset({"pixel_values", "input_ids", "attention_mask"})
-
-
-@contextmanager
-def unchanged_randomness() -> Iterator[None]:
-    """Leave the generators of Python, numpy and torch as they were, whatever is drawn inside."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
