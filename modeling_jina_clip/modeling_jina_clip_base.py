@@ -220,8 +220,7 @@ FEW_ROWS = range(2, 257)
 @cache
 def is_amd() -> bool:
     """Whether this is an AMD processor; torch 2.9 and older do not say: then False."""
-    processor: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return str(processor.get("cpu_name", "")).startswith("AMD")
+    return str(getattr(torch.cpu, "get_capabilities", dict[str, Any])().get("cpu_name", "")).startswith("AMD")
 
 
 @cache
@@ -233,9 +232,9 @@ def prefers_onednn() -> bool:
 @cache
 def fused_linear(dtype: torch.dtype) -> Callable[..., Tensor] | None:
     """The operator of (2), or None if this torch or this machine does not have it for ``dtype``."""
-    full = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    half = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
-    supported = {torch.bfloat16: half, torch.float32: full}.get(dtype, False)
+    avx = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    half = dtype == torch.bfloat16 and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
+    supported = half or (dtype == torch.float32 and avx)
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if supported else None
 
 
