@@ -164,7 +164,7 @@ def test_a_stock_clip_learns_from_the_same_batches(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_is_not_there_says_what_to_install(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not there. Run `make peers`"):
+    with pytest.raises(ValueError, match=r"is not there\. Run `make peers`"):
         minilm(tmp_path / "nothing")
 
 
