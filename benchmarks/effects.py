@@ -27,10 +27,11 @@ from typing import Any
 import yaml
 
 from benchmarks.paired import FIRST_SEED, figures_on, paired_difference, read_tasks, seconds_of, trained
+from modeling_jina_clip import JinaCLIPModel, shortened
 from trainer_ext.evaluation.report import metric_words
 from trainer_ext.evaluation.tasks import Task
 from trainer_ext.files import write_json
-from trainer_ext.measuring.models import open_model
+from trainer_ext.measuring.models import Encoders, encoders_of, open_model
 
 ARMS = Path(__file__).with_suffix(".yaml")
 HEAD = "| key | figure | without | with | difference, 95% interval | seeds | seconds a run |"
@@ -42,7 +43,8 @@ class Arm:
 
     ``recipe`` is one of the file's shortened recipes. ``having`` are overrides of the run with the key, ``without``
     those of the run without it, mostly none. ``figures`` are names as in ``metrics.json``. ``measured`` is the folder
-    inside the run with the key that holds the model to measure, such as ``merged-0.5``. ``prepare`` are arguments of
+    inside the run with the key that holds the model to measure, such as ``merged-0.5``. ``shortened`` are arguments of
+    the function of that name: both runs are measured by the first layers of their models. ``prepare`` are arguments of
     ``python -m trainer_ext`` that make data first. ``{data}`` in overrides and arguments is a folder that all runs
     share, ``{start}`` the model that an arm tunes.
     """
@@ -52,6 +54,7 @@ class Arm:
     figures: list[str]
     without: list[str] = field(default_factory=list)
     measured: str = "."
+    shortened: dict[str, int] = field(default_factory=dict)
     prepare: list[str] | None = None
 
 
@@ -87,11 +90,13 @@ class Runs:
         name = blake2b(json.dumps([base, overrides]).encode(), digest_size=8).hexdigest()
         return trained(self.folder / "runs" / name, base, overrides)
 
-    def figures(self, model: Path) -> dict[str, float]:
-        """The figures of a model on the held-out tasks, measured once."""
-        kept = model / f"effect_figures_{self.measured['limit']}.json"
+    def figures(self, model: Path, layers: Mapping[str, int]) -> dict[str, float]:
+        """The figures of a model, or of its first layers, on the held-out tasks, measured once."""
+        cut = "".join(f"_{name}_{number}" for name, number in sorted(layers.items()))
+        kept = model / f"effect_figures_{self.measured['limit']}{cut}.json"
         if not kept.is_file():
-            write_json(kept, figures_on(open_model(model), self.tasks()))
+            encoders = first_layers(model, layers) if layers else open_model(model)
+            write_json(kept, figures_on(encoders, self.tasks()))
         return json.loads(kept.read_text())
 
     def tasks(self) -> list[Task]:
@@ -108,7 +113,8 @@ class Runs:
             self._prepare(name, arm.prepare)
         run = partial(self.run, arm.recipe)
         pairs = [(run(arm.without, seed), run(arm.having, seed)) for seed in seeds]
-        without, having = zip(*((self.figures(a), self.figures(b / arm.measured)) for a, b in pairs), strict=True)
+        figures = partial(self.figures, layers=arm.shortened)
+        without, having = zip(*((figures(a), figures(b / arm.measured)) for a, b in pairs), strict=True)
         seconds = [statistics.median(map(seconds_of, folders)) for folders in zip(*pairs, strict=True)]
         rows = []
         for figure in arm.figures:
@@ -130,6 +136,11 @@ class Runs:
             command = [sys.executable, "-m", "trainer_ext", *map(self._placed, arguments)]
             subprocess.run(command, check=True)
             done.touch()
+
+
+def first_layers(model: Path, layers: Mapping[str, int]) -> Encoders:
+    """The encoders of a model's first layers."""
+    return encoders_of(shortened(JinaCLIPModel.from_pretrained(model), **layers), str(model))
 
 
 def with_rows(page: str, name: str, rows: Sequence[str]) -> str:

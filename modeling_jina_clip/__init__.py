@@ -23,7 +23,7 @@ from transformers.models.auto.processing_auto import AutoProcessor
 from .checkpoints_jina_clip import initialize_towers, save_published
 from .configuration_jina_clip import JinaCLIPConfig, JinaCLIPTextConfig, JinaCLIPVisionConfig
 from .image_processing_jina_clip import JinaCLIPImageProcessor, open_image, to_rgb
-from .layers_jina_clip import shortened
+from .layers_jina_clip import shortened, with_earlier_layers
 from .modeling_jina_clip import JinaCLIPModel, JinaCLIPOutput, JinaCLIPPreTrainedModel
 from .modeling_jina_clip_masked_lm import JinaCLIPTextForMaskedLM
 from .modeling_jina_clip_text import JinaCLIPTextModel
@@ -50,6 +50,7 @@ __all__ = [
     "save_published",
     "shortened",
     "to_rgb",
+    "with_earlier_layers",
 ]
 
 

@@ -133,6 +133,9 @@ RUN: dict[str, list[str]] = {
     "python benchmarks/merging.py outputs/start --steps 60 --batch_size 32 --learning_rate 5e-4": [
         *["--seeds", "1", "--steps", "2", "--batch_size", "8", "--rows", "20", "--plot", "curve.png"]
     ],
+    "python benchmarks/layers.py --plot layers.png": [
+        *["--steps", "2", "--batch_size", "8", "--limit", "20", "--rounds", "1"]
+    ],
     "python benchmarks/encode_speed.py text --texts 64": ["--texts", "2", "--rounds", "1"],
     "python benchmarks/encode_speed.py text --texts 1": ["--rounds", "1"],
     "python benchmarks/encode_speed.py image --images 16 --peers .peers": ["--images", "1", "--rounds", "1"],

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from modeling_jina_clip import (
     JinaCLIPVisionConfig,
     save_published,
     shortened,
+    with_earlier_layers,
 )
 
 DEPTH = 4
@@ -77,7 +79,7 @@ def by_hand(model: JinaCLIPModel, text_layers: int, image_layers: int) -> tuple[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(text_layers=st.integers(1, DEPTH), image_layers=st.integers(1, DEPTH))
 def test_vectors_are_the_earlier_layers_through_the_towers_own_end(
     kind: str, text_layers: int, image_layers: int
@@ -170,7 +172,7 @@ def test_encode_functions_and_the_published_layout(golden: Path, tmp_path: Path)
         ((5, None), ValueError, "text_layers=5, but this tower has 4 layers; give a number from 1 to 4"),
         ((None, 0), ValueError, "image_layers=0, but this tower has 4 layers; give a number from 1 to 4"),
         ((-1, 2), ValueError, "text_layers=-1, but"),
-        ((True, 2), TypeError, "text_layers=True must be a whole number from 1 to 4, or None for all layers"),
+        ((True, 2), TypeError, "text_layers=True must be a whole number from 1 to 4, or None"),
         ((2, 2.0), TypeError, r"image_layers=2\.0 must be a whole number"),
         (("2", 2), TypeError, "text_layers='2' must be a whole number"),
     ],
@@ -187,3 +189,117 @@ def test_other_models_and_weights_elsewhere_are_refused() -> None:
         model = JinaCLIPModel(make_model("v1").config)
     with pytest.raises(ValueError, match="only where the weights are in memory; load without device_map"):
         shortened(model, 1)
+
+
+# --- beside the whole model's vectors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=5)
+@given(text=st.integers(1, DEPTH - 1), image=st.integers(1, DEPTH - 1), pooled_only=st.booleans())
+def test_earlier_vectors_are_those_of_the_shorter_model(kind: str, text: int, image: int, pooled_only: bool) -> None:
+    model = make_model(kind)
+    with torch.no_grad():
+        plain = model(**inputs(), pooled_only=pooled_only)
+        with with_earlier_layers(model, text_layer=text, image_layer=image) as earlier:
+            whole = model(**inputs(), pooled_only=pooled_only)
+        expected = shortened(model, text, image)(**inputs())
+    assert torch.equal(whole.text_embeds, plain.text_embeds)
+    assert torch.equal(whole.image_embeds, plain.image_embeds)
+    assert torch.allclose(earlier["text"], expected.text_embeds, atol=1e-6)
+    assert torch.allclose(earlier["image"], expected.image_embeds, atol=1e-6)
+    assert len(model.text_model.backbone.encoder.layers) == len(model.vision_model.blocks) == DEPTH
+
+
+def gradients(model: JinaCLIPModel, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    sum((vector * torch.randn_like(vector)).sum() for vector in vectors.values()).backward()
+    found = {name: item.grad.clone() for name, item in model.named_parameters() if item.grad is not None}
+    model.zero_grad()
+    return found
+
+
+CHECKPOINTING = [None, {"use_reentrant": False}, {"use_reentrant": True}]
+
+
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING, ids=["kept", "checkpointed", "reentrant"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_gradients_are_those_of_the_shorter_model(kind: str, checkpointing: dict | None) -> None:
+    """Dropout is off, but the modules are in training mode, in which layers are computed again."""
+    model = make_model(kind)
+    short = shortened(model, 2, 3)
+    for part in (model, short):
+        part.train()
+        part.vision_model.set_patch_dropout(0.0)
+        for module in part.modules():
+            module.attention_dropout = 0.0
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    output = short(**inputs())
+    expected = gradients(short, {"text": output.text_embeds, "image": output.image_embeds})
+    if checkpointing is not None:
+        newer = getattr(model, "activation_checkpointing_enable", None)
+        (newer or model.gradient_checkpointing_enable)(checkpointing)
+        model.enable_input_require_grads()
+    with with_earlier_layers(model, text_layer=2, image_layer=3) as earlier:
+        model(**inputs())
+    found = gradients(model, dict(earlier))
+    assert expected.keys() == {name for name, value in found.items() if value.abs().max() > 0}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
+
+
+def test_adapters_inside_the_layers_do_not_matter() -> None:
+    model = make_model("v1")
+    model.add_adapter(LoraConfig(r=2, target_modules=["Wqkv", "q_proj", "w3"], task_type="FEATURE_EXTRACTION"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad(), with_earlier_layers(model.eval(), text_layer=1, image_layer=2) as earlier:
+        model(**inputs())
+    with torch.no_grad():
+        expected = shortened(model, 1, 2)(**inputs())
+    assert torch.allclose(earlier["text"], expected.text_embeds, atol=1e-6)
+    assert torch.allclose(earlier["image"], expected.image_embeds, atol=1e-6)
+
+
+def test_one_tower_alone_and_the_latest_pass() -> None:
+    model = make_model("v1")
+    given_inputs = inputs()
+    pixels = given_inputs.pop("pixel_values")
+    with torch.no_grad(), with_earlier_layers(model, image_layer=1) as earlier:
+        model(**given_inputs)
+        assert earlier == {}
+        model(pixel_values=pixels)
+        first = earlier["image"]
+        model(pixel_values=pixels + 1)
+        assert not torch.equal(first, earlier["image"])
+
+
+def test_the_model_is_itself_again_after_an_error() -> None:
+    model = make_model("v1")
+    names = list(model.state_dict())
+    with pytest.raises(ValueError, match="got neither"), with_earlier_layers(model, 1, 1):
+        model()
+    assert list(model.state_dict()) == names
+    with with_earlier_layers(model, 1, 1), pytest.raises(ValueError, match="inside with_earlier_layers already"):
+        with with_earlier_layers(model, 1):
+            pass
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("numbers", "error", "words"),
+    [
+        (
+            (DEPTH, None),
+            ValueError,
+            "4 layers, and the last one is no earlier one; give a number from 1 to 3",
+        ),
+        ((None, 0), ValueError, "image_layer=0, but"),
+        ((1.0, None), TypeError, r"text_layer=1\.0 must be a whole number from 1 to 3"),
+    ],
+)
+def test_the_last_layer_is_no_earlier_one(numbers: tuple, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words), with_earlier_layers(make_model("v1"), *numbers):
+        pass

@@ -1,5 +1,6 @@
 """A training run small enough for any test: 3 stages over pictures of coloured bars and sentences about numbers."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,15 @@ def make_processor() -> JinaCLIPProcessor:
     return JinaCLIPProcessor(JinaCLIPImageProcessor(size=16), make_tokenizer())
 
 
-def make_model(dropout: float = 0.1, patch_dropout: float = 0.1) -> JinaCLIPModel:
-    """The tiny model, the same weights at every call."""
+def make_model(dropout: float = 0.1, patch_dropout: float = 0.1, sizes: dict[str, Any] = MODEL) -> JinaCLIPModel:
+    """The tiny model, the same weights at every call; or one of other ``sizes``."""
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return JinaCLIPModel(
             JinaCLIPConfig(
-                text_config=MODEL["text_config"] | dropouts,
-                vision_config=MODEL["vision_config"] | {"patch_dropout": patch_dropout},
+                text_config=sizes["text_config"] | dropouts,
+                vision_config=sizes["vision_config"] | {"patch_dropout": patch_dropout},
                 projection_dim=16,
             )
         )
@@ -177,6 +178,21 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
+def deep_preset(folder: Path, text: int = 4, image: int = 4) -> Path:
+    """A preset of the tiny model with more layers."""
+    towers = {"text_config": {"num_hidden_layers": text}, "vision_config": {"layers": image}}
+    sizes = {name: MODEL[name] | changes for name, changes in towers.items()}
+    path = folder / f"deep-{text}-{image}.json"
+    path.write_text(json.dumps(MODEL | sizes))
+    return path
+
+
+def sizes_of(model: str) -> dict[str, Any]:
+    """Those of a preset from ``deep_preset``; the tiny model's for any other."""
+    path = Path(model)
+    return json.loads(path.read_text()) if path.name.startswith("deep-") else MODEL
+
+
 class RunFactory:
     """Makes trainers of the tiny run, each into a folder and with recipe overrides of its own."""
 
@@ -195,7 +211,7 @@ class RunFactory:
         recipe = load_recipe(self.recipe, overrides)
         balanced = [source for source in recipe.sources if source.balance is not None]
         return JinaCLIPTrainer(
-            model=make_model(dropout),
+            model=make_model(dropout, sizes=sizes_of(recipe.model)),
             args=training_arguments(recipe, output_dir),
             recipe=recipe,
             train_dataset=self.tables | load_sources(balanced),

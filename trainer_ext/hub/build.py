@@ -83,7 +83,7 @@ def build(
         write_sentence_files(partial, model.config)
         if onnx:
             export_onnx(model, partial)
-        if plain_file(checkpoint / "metrics.json") and not cut:
+        if plain_file(checkpoint / "metrics.json") and cut is None:
             shutil.copyfile(checkpoint / "metrics.json", partial / "metrics.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
         if found := foreign_code(partial):

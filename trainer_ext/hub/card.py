@@ -17,7 +17,7 @@ from typing import Any
 from trainer_ext.hub.folder import MANIFEST, PLACEHOLDER
 from trainer_ext.hub.installed import HubFolderError, plain_file
 from trainer_ext.hub.run_record import RunRecord, as_code, table
-from trainer_ext.hub.shortening import UNMEASURED
+from trainer_ext.hub.shortening import UNMEASURED, Cut
 from trainer_ext.sentence_files import REQUIREMENTS
 
 NOTES = "card_notes.md"
@@ -143,10 +143,12 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options: CardOptions, cut: str = "") -> str:
+def card_text(
+    model: Any, processor: Any, title: str, checkpoint: Path, options: CardOptions, cut: Cut | None = None
+) -> str:
     """Fill the template from the model, the records of its run, and what its author says.
 
-    ``cut`` is the sentence on a model of fewer layers than the checkpoint's, whose figures are then not its own.
+    A model that is ``cut`` has fewer layers than the checkpoint's, whose figures are not its own.
     """
     from huggingface_hub import ModelCardData
 
@@ -173,7 +175,7 @@ def card_text(model: Any, processor: Any, title: str, checkpoint: Path, options:
         text_tower="a Jina XLM-RoBERTa with rotary positions" if second else "a JinaBERT",
         paper="2412.08802" if second else "2405.20204",
         shorter=f" Embeddings may be cut to their first {dims} numbers (`truncate_dim`)." if dims else "",
-        cut=f" {cut}" if cut else "",
+        cut=f" {cut.words(record.trained_layers)}" if cut else "",
         repo_id=PLACEHOLDER,
         manifest=MANIFEST,
         instructions=_instructions(text),

@@ -21,6 +21,7 @@ from trainer_ext.hub.run_parts import (
     run_folders,
     stages_until,
 )
+from trainer_ext.hub.shortening import layers_of
 
 # Names of losses, formats and sides in words; a name that is not listed stands for itself. A newer run.json has the
 # words of its losses, under "losses".
@@ -41,6 +42,7 @@ class RunRecord:
         training, data, results: Markdown for the sections of these names.
         evaluations: the last stage's figures for the Hub's index, or None.
         trained_length: tokens of the longest texts that any stage trained on, or None.
+        trained_layers: the layers of each tower that training prepared to be the last, by tower.
         base_models: names on the Hub of what the run started from; those given by the caller replace the recorded ones.
         datasets: names on the Hub of what it was trained on.
 
@@ -53,6 +55,7 @@ class RunRecord:
         self.data = "The checkpoint has no record of it."
         self.results, self.evaluations = "Nothing was measured.", None
         self.trained_length: int | None = None
+        self.trained_layers: dict[str, list[int]] = {}
         self.base_models = list(base_models)
         self.datasets: list[str] = []
         origin = next((home for home in run_folders(checkpoint) if plain_file(home / "run.json")), checkpoint)
@@ -72,6 +75,7 @@ class RunRecord:
                 taken = {} if part is not None else shares or (metrics or {}).get("shares") or {}
                 broken = {} if part is not None else (shares or {}).get("broken_rows") or {}
                 self.data, self.datasets = _data(recipe, taken, broken)
+                self.trained_layers = layers_of(recipe)
                 self.trained_length = max(stage["max_length"] for stage in recipe["stages"])
             elif merged is not None:
                 self.base_models = self.base_models or base_models_of(parents_of(merged))
@@ -138,6 +142,9 @@ def _training_text(run: dict[str, Any], base_models: list[str], kept: Kept) -> s
         )
     if matryoshka := recipe.get("matryoshka"):
         methods.append(f"Matryoshka losses at {', '.join(map(str, matryoshka['dims']))} dimensions.")
+    if layers := layers_of(recipe):
+        ends = " and ".join(f"{', '.join(map(str, given))} of the {tower} tower" for tower, given in layers.items())
+        methods.append(f"2D Matryoshka: vectors of layers {ends} serve alone.")
     if chunk := training.get("gradient_cache_chunk_size"):
         methods.append(f"Gradient cache: whole batches as negatives, embedded in chunks of {chunk} rows.")
     if kept.share is not None:

@@ -3,7 +3,8 @@
 1. ``info_nce``: the paper's loss, with and without hard negatives; ``siglip`` and ``cosent`` beside it; ``nt_xent``
    for pairs of one kind.
 2. ``pairing``: which entries of a score matrix are positives, negatives or left out. ``logits``: what all losses share.
-3. ``tiled``: InfoNCE without the whole matrix. ``matryoshka``: any loss on prefixes of the embeddings.
+3. ``tiled``: InfoNCE without the whole matrix. ``matryoshka``: any loss on prefixes of the embeddings; ``layers``: on
+   earlier layers' vectors.
 4. ``gather``: a batch over several processes. ``gradient_cache``: a batch through little memory.
 5. ``joint``: the one table of losses, ``LOSSES``, and the joint objective. ``batch_metrics``: what is logged beside it.
 

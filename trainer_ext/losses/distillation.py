@@ -12,9 +12,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from trainer_ext.losses.gather import Shard, gather_ids
 from trainer_ext.losses.logits import compute_dtype, inverse_temperature, unit
 
 Vectors = Sequence[Tensor]
+
+
+def teacher_term(
+    kind: str,
+    student: Vectors,
+    teacher: Vectors,
+    temperature: float | Tensor,
+    teacher_temperature: float | Tensor,
+    shard: Shard,
+    tile_size: int | None = None,
+) -> Tensor:
+    """The term of this ``kind``, whose mean over processes is that of the whole batch.
+
+    ``student`` are gathered vectors, ``teacher`` those of this process.
+    """
+    known = [gather_ids(column, shard) for column in teacher]
+    return TEACHING[kind](student, known, temperature, teacher_temperature, shard.rows, tile_size) * shard.weight
 
 
 def score_divergence(
@@ -96,3 +114,7 @@ def _divergence(u: Tensor, v: Tensor, scale: Tensor, w: Tensor, x: Tensor, known
     """Summed KL of the student's rows ``u`` against columns ``v`` from the teacher's ``w`` against ``x``."""
     ours, theirs = ((u @ v.T) * scale).log_softmax(dim=-1), ((w @ x.T) * known).log_softmax(dim=-1)
     return F.kl_div(ours, theirs, reduction="sum", log_target=True)
+
+
+# What a teacher may be asked for, by ``kind``.
+TEACHING = {"scores": score_divergence, "vectors": vector_distance}

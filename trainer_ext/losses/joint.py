@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from trainer_ext.losses.batch_metrics import in_batch_accuracy, mean_cosine, order_accuracy
 from trainer_ext.losses.cosent import cosent
-from trainer_ext.losses.distillation import score_divergence, vector_distance
+from trainer_ext.losses.distillation import teacher_term
 from trainer_ext.losses.gather import Shard, gather_ids, gather_with_grad, replicated, shard_of
 from trainer_ext.losses.info_nce import info_nce, info_nce_plus
+from trainer_ext.losses.layers import EARLIER, earlier_terms
 from trainer_ext.losses.logits import clamp_logit_scale_, clamped_temperature
 from trainer_ext.losses.matryoshka import matryoshka
 from trainer_ext.losses.siglip import BIAS, siglip, siglip_chance
@@ -99,9 +100,6 @@ LOSSES: dict[str, Loss] = {
     "siglip": Loss(siglip, LOSS_RULES["siglip"], {"bias": BIAS}, siglip_chance, chance_ceiling=1.25),
     "cosent": Loss(cosent, LOSS_RULES["cosent"]),
 }
-
-# What a teacher may be asked for, by ``kind``.
-TEACHING = {"scores": score_divergence, "vectors": vector_distance}
 
 
 def register(name: str, loss: Loss) -> None:
@@ -185,13 +183,14 @@ class JointObjective(nn.Module):
             stage: says which sides there are, and each one's loss.
             batch: as ``JointCollator`` makes it; only its ids and scores are read.
             embeddings: (rows, dim) of each column of this process, negatives (rows * negatives, dim) row by row;
-                and ``temperature``, the scalar of the image-text side. ``teacher`` holds those of a teacher.
+                and ``temperature``, the scalar of the image-text side. ``teacher`` holds those of a teacher, and
+                ``earlier`` those of earlier layers.
 
         Returns:
             the loss; and, detached, ``temperature`` and each side's ``loss_*`` and ``accuracy_*``, the share of rows
             whose own target scores highest among all candidates of the global batch (of scored pairs: the share of
-            comparisons in the right order); ``teacher_*``, ``alignment_*`` and the other ``TERMS`` that are weighed;
-            ``similarity_*``, the ``mean_cosine`` of its queries and of its targets; and where they are trained
+            comparisons in the right order); ``teacher_*``, ``earlier_*``, ``divergence_*`` and those ``TERMS`` that are
+            weighed; ``similarity_*``, the ``mean_cosine`` of its queries and of its targets; and where they are trained
             ``temperature_text`` and the losses' own parameters, such as ``bias_image_text``.
         """
         terms = {"temperature": embeddings["temperature"].detach()}
@@ -199,8 +198,10 @@ class JointObjective(nn.Module):
         for name, side in stage.sides():
             temperature = self._temperature(name, side, embeddings["temperature"])  # (1)
             parameters = {key: getattr(self, f"{name}_{key}") for key in LOSSES[side.loss].parameters}
-            shared = {key: replicated(value) for key, value in parameters.items()}
-            loss, added, measured = self._side_loss(name, side, batch[name], embeddings, temperature, **shared)
+            given: dict[str, Any] = {key: replicated(x) for key, x in parameters.items()} | {"temperature": temperature}
+            side_loss: Callable[..., Any] = partial(self._side_loss, name, side, batch[name], **given)
+            loss, added, measured = side_loss(embeddings)
+            added |= earlier_terms(side_loss, (*COLUMNS[name], NEGATIVES[name]), embeddings)
             weighted = sum((weight * value for weight, value in added.values()), loss)
             total = total + side.weight * weighted  # (4)
             terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": measured[0]}
@@ -249,7 +250,7 @@ class JointObjective(nn.Module):
 
         Computed by the losses themselves, so that masked pairs are left out. Arguments as for a call.
         """
-        rest = ("temperature", "teacher")
+        rest = ("temperature", "teacher", EARLIER)
         same = {name: torch.ones_like(x) for name, x in embeddings.items() if name not in rest}
         same["temperature"] = embeddings["temperature"]
         # Hardness raises the logits of negatives by their cosine: 1 here, but near 0 for vectors that tell nothing.
@@ -321,12 +322,12 @@ class JointObjective(nn.Module):
         values = terms_of(names, vectors[:2], duplicates, shard, self.tile_size, on_prefixes)
         added = {term: (getattr(side, term), value) for term, value in values.items()}
         if self.teacher is not None and name in self.teacher.sides and "teacher" in embeddings:
-            known = [gather_ids(embeddings["teacher"][column], shard) for column in COLUMNS[name]]
+            known = [embeddings["teacher"][column] for column in COLUMNS[name]]
             # Its own temperature where the student's is trained, the same one elsewhere.
             theirs = embeddings["teacher"]["temperature"] if name == "image_text" else self.text_temperature
             theirs = theirs if trains_temperature(name, side) else temperature
-            value = TEACHING[self.teacher.kind](vectors[:2], known, temperature, theirs, shard.rows, self.tile_size)
-            added["teacher"] = self.teacher.weight, value * shard.weight
+            value = teacher_term(self.teacher.kind, vectors[:2], known, temperature, theirs, shard, self.tile_size)
+            added["teacher"] = self.teacher.weight, value
         return on_prefixes(loss, vectors) * weight, added, measured
 
     def _duplicates(self, name: SideName, negatives: bool, batch: Mapping[str, Tensor], shard: Shard) -> dict[str, Any]:

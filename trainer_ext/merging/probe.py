@@ -72,10 +72,13 @@ def _as_probe(probe: str | Path, say: Say) -> Recipe:
     unused = [name for name in _UNUSED if getattr(recipe, name) is not None]
     unused += [name for name, value in _STAGE_DEFAULTS.items() if getattr(stage, name) != value]
     unused += sorted(recipe.training.keys() - kept.keys())
+    prefixes = recipe.matryoshka
+    if prefixes is not None and prefixes.layers is not None:
+        prefixes, unused = prefixes.model_copy(update={"layers": None}), [*unused, "matryoshka.layers"]
     if unused:
         say(f"the search takes losses, rows, steps and the learning rate of {probe}; not used: {', '.join(unused)}")
     changes: dict[str, Any] = {"stages": [stage.model_copy(update=_STAGE_DEFAULTS)], "training": kept, "lora": None}
-    return recipe.model_copy(update=changes)
+    return recipe.model_copy(update=changes | {"matryoshka": prefixes})
 
 
 def probe_trainer(recipe: Recipe, model: JinaCLIPModel, base: Parent, folder: str) -> JinaCLIPTrainer:

@@ -10,7 +10,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +21,14 @@ from trainer_ext.recipe.checks import (
     embedding_width,
     left_out_problems,
     matryoshka_problems,
+    read_model_config,
     source_problems,
     stage_problems,
     tuning_problems,
     width_problems,
 )
 from trainer_ext.recipe.evaluation import EvaluationSpec
+from trainer_ext.recipe.layer_checks import depth_problems, layer_problems, side_layer_problems, tower_depths
 from trainer_ext.recipe.problems import (
     Problem,
     RecipeError,
@@ -106,6 +108,8 @@ class Recipe(Strict):
             problems += initialize_problems(self.initialize, isinstance(self.tokenizer, TokenizerSpec))
         if self.matryoshka is not None:
             problems += matryoshka_problems("matryoshka", self.matryoshka)
+            problems += layer_problems(self.matryoshka, self.stages, self.lora)
+        problems += side_layer_problems(self.stages)
         if self.evaluation is not None:
             problems += self.evaluation.problems(self.sources)
         if self.teacher is not None:
@@ -141,6 +145,10 @@ class Recipe(Strict):
                     yield from left_out_problems(f"stages.{position}.{name}.matryoshka", side.matryoshka, width)
         dims = self.evaluation.truncate_dims if self.evaluation else []
         yield from width_problems("evaluation.truncate_dims", dims, width)
+
+    def depth_problems(self, depths: Mapping[str, int]) -> Iterator[Problem]:
+        """The Matryoshka layers that towers of these depths cannot have."""
+        yield from depth_problems(self.matryoshka, depths)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -197,6 +205,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     raise_problems(str(path), list(merge_start_problems(recipe.merge_with_start, recipe.model, start)))
     width = embedding_width(start)
     raise_problems(str(path), list(recipe.width_problems(width)) if width else [])
+    raise_problems(str(path), list(recipe.depth_problems(tower_depths(read_model_config(start)))))
     raise_problems(str(path), list(teacher_width_problems(recipe.teacher, width)) if recipe.teacher else [])
     return recipe
 
@@ -234,6 +243,10 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             for key in ("label_smoothing", "hardness", *TERMS):
                 if not side[key]:
                     del side[key]
+    sides = [side for stage in content["stages"] for side in map(stage.get, SIDES) if side]
+    for prefixes in filter(None, [content["matryoshka"], *(side["matryoshka"] for side in sides)]):
+        if prefixes["layers"] is None:
+            del prefixes["layers"]
     if content["teacher"] is None:
         del content["teacher"]
     if content["image_decoding"] == "exact":

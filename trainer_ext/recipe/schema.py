@@ -209,17 +209,36 @@ def _known_loss(value: Any) -> str:
     raise PydanticCustomError("loss", "must be {expected}", context)
 
 
+Layers = Annotated[list[PositiveInt], Field(min_length=2)]
+
+
+class TowerLayers(Strict):
+    """Layers whose vectors shall serve, in rising order, the last one at the end; a tower without keeps all of its."""
+
+    text: Layers | None = None
+    image: Layers | None = None
+
+
 class Matryoshka(Strict):
     """Every loss is the sum over these prefixes of the embeddings, renormalised, each weighted (1 by default).
 
-    The embedding's full width must be one of them.
+    The embedding's full width must be one of them. ``layers`` trains the vectors of earlier layers, too, one list for
+    both towers or one for each.
 
-    >>> Matryoshka(dims=[64, 32]).weights is None
-    True
+    >>> Matryoshka(dims=[64, 32], layers=[4, 8, 12]).layers_by_tower()
+    {'text': [4, 8, 12], 'image': [4, 8, 12]}
     """
 
     dims: Annotated[list[PositiveInt], Field(min_length=1)]
     weights: list[PositiveFloat] | None = None
+    layers: Layers | TowerLayers | None = None
+
+    def layers_by_tower(self) -> dict[str, list[int]]:
+        """The layers of the towers that have some."""
+        given = self.layers
+        if given is None or isinstance(given, list):
+            return {} if given is None else dict.fromkeys(TowerLayers.model_fields, given)
+        return {tower: layers for tower, layers in given if layers is not None}
 
 
 def _temperature(value: Any) -> Temperature | None:

@@ -33,8 +33,10 @@ from trainer_ext.data.sources import Rows, planned_rows
 from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
 from trainer_ext.losses.joint import JointObjective
 from trainer_ext.losses.logits import clamped_temperature
+from trainer_ext.recipe.layer_checks import tower_depths
 from trainer_ext.recipe.problems import raise_problems
 from trainer_ext.recipe.recipe import Recipe
+from trainer_ext.training.earlier_layers import LayeredEmbedder, apart
 from trainer_ext.training.ema import WeightAverage
 from trainer_ext.training.embedding import InputEmbedder, chunks_of, encoder_inputs
 from trainer_ext.training.lora import has_lora
@@ -117,7 +119,8 @@ class JinaCLIPTrainer(SavingTrainer):
         self._stage_callback.prepare(self.model)
         self._check_objective()
         images = processing_class.image_processor
-        self._embed = InputEmbedder(images.mean, images.std, self.args.device)
+        embed = InputEmbedder(images.mean, images.std, self.args.device)
+        self._embed = LayeredEmbedder(embed, self.model, recipe, lambda: self.state.global_step)
         self.source_record = SourceRecord(self.args.output_dir, recipe.stages, broken_rows or BrokenRows(None))
         self.source_record.attach(self.train_dataset)
         self.add_callback(self.source_record)
@@ -283,8 +286,9 @@ class JinaCLIPTrainer(SavingTrainer):
 
     def _check_objective(self) -> None:
         """Check that losses and pictures fit the model, and that the losses work with the way it is wrapped."""
+        depths = tower_depths(self.model.config.to_dict())
         problems = list(self.recipe.width_problems(self.model.config.projection_dim))
-        problems += image_size_problems(self.recipe.stages, self.model.config)
+        problems += [*image_size_problems(self.recipe.stages, self.model.config), *self.recipe.depth_problems(depths)]
         raise_problems(f"recipe {self.recipe.name}", problems)
         if self.args.fully_shard and (self.recipe.lora is not None or has_lora(self.model)):
             raise ValueError(
@@ -300,14 +304,14 @@ class JinaCLIPTrainer(SavingTrainer):
                 "DDP or fully_shard, or fixed temperatures and losses without parameters, such as info_nce"
             )
 
-    def _embeddings(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """(rows, dim) of each column of a joint batch, and the temperature of the image-text side."""
+    def _embeddings(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """(rows, dim) of each column of a joint batch, and the temperature of the image-text side; see ``apart``."""
         columns = encoder_inputs(inputs)
         temperature = partial(self._temperature, with_images="image" in columns)
         size = self.args.gradient_cache_chunk_size
         if size is None:
             vectors = {name: self._embed(model, column) for name, column in columns.items()}
-            return vectors | {"temperature": temperature(None)}
+            return apart(vectors | {"temperature": temperature(None)})
         # Every chunk is a collective of a sharded model: all processes must have as many.
         equal_rows = is_sharded(self.model)
         chunks = chunks_of(columns, size, self.model.config.vision_config.patch_size, equal_rows)
@@ -318,7 +322,7 @@ class JinaCLIPTrainer(SavingTrainer):
             chunked, no_sync=getattr(model, "no_sync", None), keep_last=self.args.gradient_cache_keep_last
         )
         orders = {name: order.to(self.args.device) for name, (_, order) in chunks.items() if order is not None}
-        return embeddings | {name: embeddings[name][order] for name, order in orders.items()}
+        return apart(embeddings | {name: embeddings[name][order] for name, order in orders.items()})
 
     def _temperature(self, chunk: None, with_images: bool) -> Tensor:
         """The trained temperature; DDP waits for a gradient of every parameter, so without images it brings zeros."""

@@ -1,5 +1,7 @@
 """Publishing fewer layers: the folder, its card, and the vectors by every door."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 import hub_upload
 from hub_upload import HubFolderError, build, verify
 from modeling_jina_clip import JinaCLIPModel, shortened
-from tests.hub_checkpoint import finished_run, v2_checkpoint
+from tests.hub_checkpoint import finished_run, run_record, v2_checkpoint
 
 TEXTS = ["a red bus", "two people dancing"]
 
@@ -43,10 +45,24 @@ def test_the_card_says_what_was_kept_and_shows_no_figures_of_the_whole(folder: P
     card = ModelCard.load(folder / "README.md")
     words = "It has the first 1 of 2 text layers and the first 1 of 2 image layers of the model that was trained."
     assert words in card.text
+    assert "Training did not prepare the text and the image tower for that, so expect worse results." in card.text
     assert "fewer layers than the one that was trained, and was not measured" in card.text
     assert card.data.eval_results is None
     assert not (folder / "metrics.json").exists()
     assert f"| {JinaCLIPModel.from_pretrained(folder).num_parameters():,} | 64 |" in card.text
+
+
+def test_the_card_says_whether_training_prepared_it(golden: Path, tmp_path: Path) -> None:
+    key = "matryoshka={dims: [256], layers: {text: [1, 2], image: [1, 6]}}"
+    run = Path(shutil.copytree(golden / "tiny_model", tmp_path / "run"))
+    (run / "run.json").write_text(json.dumps(run_record("openmoji", key)))
+    card = (build(run, tmp_path / "both", text_layers=1, image_layers=1) / "README.md").read_text()
+    assert "Training prepared it for that (2D Matryoshka)." in card
+    assert "2D Matryoshka: vectors of layers 1, 2 of the text tower and 1, 6 of the image tower serve alone." in card
+    key = "matryoshka={dims: [256], layers: {image: [1, 6]}}"
+    (run / "run.json").write_text(json.dumps(run_record("openmoji", key)))
+    card = (build(run, tmp_path / "one", text_layers=1, image_layers=1) / "README.md").read_text()
+    assert "Training did not prepare the text tower for that" in card
 
 
 def test_one_tower_alone_and_all_layers(checkpoint: Path, tmp_path: Path) -> None:
