@@ -266,7 +266,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     r"python -m trainer_ext evaluate .*": ("tests/test_docs_evaluation.py runs it on the guide's files", nothing),
     r"python benchmarks/effects\.py .* --write .*": ("takes an hour", file_exists),
     r"python examples/study/run\.py .*": ("takes hours: tests/examples/test_study.py runs a tiny study", study_takes),
-    r"python examples/study/tables\.py": ("writes the page: tests/examples/test_study.py compares them", file_exists),
+    r"python examples/study/(tables|scaling)\.py": ("writes a page that tests/examples compare with it", file_exists),
     r"python benchmarks/search_scale\.py": ("takes gigabytes and minutes", file_exists),
     r"python -m trainer_ext compare .*": ("tests/trainer_ext/report/test_comparison.py runs it", compare_takes),
     r"pytest -s .*": ("needs the peers of `make peers`", file_exists),

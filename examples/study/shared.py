@@ -1,5 +1,6 @@
 """What the study's arms share, made once: a vocabulary, a pre-trained text tower, shares of tables."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ import numpy as np
 
 from examples import pretrain_text_tower
 from trainer_ext.demo_data import load_table, prepare
+from trainer_ext.files import write_json
+from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import load_recipe
 from trainer_ext.run.tokenizer import train_wordpiece, training_texts
 
@@ -43,8 +46,20 @@ def make_rows(path: Path, table: str, split: str, share: float) -> None:
     rows.select(kept).to_parquet(path)
 
 
+def make_preset(path: Path, preset: str, width: int) -> None:
+    """A preset whose towers and embedding have another width, with as wide heads and the same ratios."""
+    content = json.loads(find_resource("models", preset).read_text(encoding="utf-8"))
+    text, vision = content["text_config"], content["vision_config"]
+    factor = width / vision["width"]
+    text |= {key: round(text[key] * factor) for key in ("embed_dim", "hidden_size", "intermediate_size")}
+    text["num_attention_heads"] = max(1, round(text["num_attention_heads"] * factor))
+    vision |= {"embed_dim": width, "width": width}
+    write_json(path, content | {"projection_dim": width})
+
+
 MAKERS: dict[str, Callable[..., None]] = {
     "vocabulary": make_vocabulary,
     "masked_lm": make_masked_lm,
     "rows": make_rows,
+    "preset": make_preset,
 }
