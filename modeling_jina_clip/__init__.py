@@ -29,6 +29,7 @@ from .modeling_jina_clip_masked_lm import JinaCLIPTextForMaskedLM
 from .modeling_jina_clip_text import JinaCLIPTextModel
 from .modeling_jina_clip_vision import JinaCLIPVisionModel
 from .processing_jina_clip import JinaCLIPProcessor
+from .records_jina_clip import encode_record, fuse_vectors
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,8 @@ __all__ = [
     "JinaCLIPTextModel",
     "JinaCLIPVisionConfig",
     "JinaCLIPVisionModel",
+    "encode_record",
+    "fuse_vectors",
     "initialize_towers",
     "open_image",
     "register",

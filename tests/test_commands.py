@@ -292,6 +292,7 @@ SNIPPETS_NOT_RUN = {
     "from torch.nn.functional import cosine_similarity": "trained by tests/trainer_ext/losses/test_register.py",
     "from langchain_huggingface import HuggingFaceEmbeddings": "tests/test_integrations.py, where it is installed",
     "from llama_index.embeddings.huggingface import HuggingFaceEmbedding": "the same",
+    "from modeling_jina_clip import JinaCLIPModel, encode_record": "tests/modeling_jina_clip/test_records.py",
     "from trainer_ext.report import report_of_run, write_report": "tests/trainer_ext/report/test_page.py",
     "from trainer_ext.measuring import build_tasks, load_task_rows, open_model": "tests/test_docs_evaluation.py",
     "import mteb": "downloads data; tests/test_integrations.py",

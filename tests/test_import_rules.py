@@ -67,7 +67,13 @@ LIBRARIES = {
 }
 
 MODEL = ROOT / "modeling_jina_clip"
-NOT_SERVED = {"__init__.py", "checkpoints_jina_clip.py", "layers_jina_clip.py", "modeling_jina_clip_masked_lm.py"}
+NOT_SERVED = {
+    "__init__.py",
+    "checkpoints_jina_clip.py",
+    "layers_jina_clip.py",
+    "modeling_jina_clip_masked_lm.py",
+    "records_jina_clip.py",
+}
 
 
 # --- trainer_ext: rooms ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ An item is a text, a PIL image, or a ``Picture``: an image that is decoded only 
 a million files holds none of them. ``encode_items`` encodes every distinct item once and gives ``Embeddings``.
 """
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -35,6 +36,27 @@ class Picture:
     load: Callable[[], Image.Image] = field(compare=False, repr=False)
 
 
+@dataclass(frozen=True)
+class Record(Picture):
+    """A picture with a text, as one entry of an index: its vector is weight * picture + (1 - weight) * text.
+
+    >>> picture = Picture("a1", lambda: Image.new("RGB", (2, 2)))
+    >>> record_of(picture, "red shoes", 0.5) == record_of(picture, "red shoes", 0.5), record_of(picture, "x", 0.5).text
+    (True, 'x')
+    """
+
+    picture: Picture = field(compare=False, repr=False)
+    text: str = field(compare=False)
+    weight: float = field(compare=False)
+
+
+def record_of(picture: Picture, text: str, weight: float) -> Record:
+    """The record of a picture and a text; it is looked at as its picture is."""
+    content = repr((picture.key, str(text), getattr(text, "instruction", None), weight))
+    key = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return Record(key, picture.load, picture, text, weight)
+
+
 Item = str | Image.Image | Picture
 T = TypeVar("T")
 TextEncoder = Callable[[list[str]], np.ndarray]
@@ -54,6 +76,8 @@ def content_of(item: Item) -> bytes:
     """
     if isinstance(item, str):
         return b"text " + str(getattr(item, "bare", item)).encode("utf-8", "surrogatepass")
+    if isinstance(item, Record):
+        return f"record {item.weight} ".encode() + content_of(item.picture) + b" " + content_of(item.text)
     if isinstance(item, Picture):
         return b"picture " + item.key.encode()
     return f"image {item.mode} {item.size} ".encode() + item.tobytes()
@@ -188,7 +212,7 @@ def encode_items(
     encode_text: TextEncoder, encode_image: ImageEncoder, items: Iterable[Item], progress: bool = True
 ) -> Embeddings:
     """Encode every distinct item once: texts sorted by length, longest first, so that a batch has little padding."""
-    distinct = {key_of(item): item for item in items}
+    distinct, records = parted(items)
     texts = sorted((item for item in distinct.values() if isinstance(item, str)), key=len, reverse=True)
     images = [item for item in distinct.values() if isinstance(item, Image.Image)]
     pictures = [item for item in distinct.values() if isinstance(item, Picture)]
@@ -208,7 +232,31 @@ def encode_items(
             rows[filled : filled + len(block)] = vectors
             places.update((key_of(item), filled + place) for place, item in enumerate(block))
             bar.update(len(block))
-    return Embeddings(places, rows)
+    return with_records(Embeddings(places, rows), records)
+
+
+def parted(items: Iterable[Item]) -> tuple[dict[Hashable, Item], list[Record]]:
+    """The distinct items that are encoded, by their keys, and the distinct records, whose parts are among them."""
+    distinct: dict[Hashable, Item] = {}
+    records: dict[Record, None] = {}
+    for item in items:
+        if isinstance(item, Record):
+            records[item] = None
+        for part in (item.picture, item.text) if isinstance(item, Record) else (item,):
+            distinct[key_of(part)] = part
+    return distinct, list(records)
+
+
+def with_records(embeddings: Embeddings, records: Sequence[Record]) -> Embeddings:
+    """The vectors with those of records: of their parts, each of unit length, by the records' weights."""
+    if not records:
+        return embeddings
+    weights = np.array([record.weight for record in records], np.float32)[:, None]
+    fused = weights * embeddings.of([record.picture for record in records], "records, pictures")
+    fused += (1 - weights) * embeddings.of([record.text for record in records], "records, texts")
+    count = len(embeddings.rows)
+    places = {**embeddings.places, **{record: count + place for place, record in enumerate(records)}}
+    return Embeddings(places, np.concatenate([embeddings.rows, fused]))
 
 
 def _encoded(

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.faults import LABEL
 from trainer_ext.data.sources import DataError
-from trainer_ext.evaluation.items import Item, Picture
+from trainer_ext.evaluation.items import Item, Picture, Record, record_of
 from trainer_ext.measuring.pictures import Pictures
 from trainer_ext.measuring.texts import as_item
 from trainer_ext.recipe.evaluation import TaskSpec
@@ -107,6 +107,11 @@ class ChosenRows:
             return [*self.pictures, *(text for texts in self.lists("caption") for text in texts)]
         columns = ["positive", "negatives"] if self.source.task == "triplet" else ["positive"]
         return [text for column in columns for texts in self.lists(column) for text in texts]
+
+    def records(self, weight: float) -> list[Record]:
+        """Each row as one entry of an index: its picture with its caption, the first of several."""
+        texts = [own[0] for own in self.lists("caption")]
+        return [record_of(picture, text, weight) for picture, text in zip(self.pictures, texts, strict=True)]
 
     def _item(self, column: str, text: str) -> str:
         return as_item(text, self.prompts.get(column, ""), self.instructions.get(column))

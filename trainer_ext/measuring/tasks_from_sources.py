@@ -18,10 +18,11 @@ from trainer_ext.data.holdout import hold_out
 from trainer_ext.data.sources import DataError, load_source
 from trainer_ext.evaluation.classification import ClassificationTask
 from trainer_ext.evaluation.hard_negatives import HardNegativeTask
-from trainer_ext.evaluation.items import Item, Picture
+from trainer_ext.evaluation.items import Item, Picture, Record
 from trainer_ext.evaluation.match import match_task
 from trainer_ext.evaluation.metrics import Metric
 from trainer_ext.evaluation.one_index import OneIndexTask
+from trainer_ext.evaluation.records import among_records
 from trainer_ext.evaluation.retrieval import RetrievalTask
 from trainer_ext.evaluation.similarity import SimilarityTask
 from trainer_ext.evaluation.tasks import ALL_HITS, ALL_RECALLS, Task, image_text_tasks, same_item_task, text_task
@@ -94,9 +95,10 @@ def _tasks_of(spec: TaskSpec, tables: Mapping[str, Table], corpora: Mapping[str,
     rows = tables[spec.source].of(spec)
     measure = spec.measured_as(rows.source.task)
     if measure == "retrieval":
-        more = (
-            [] if spec.corpus is None else corpora[spec.corpus].of(spec.model_copy(update={"limit": None})).candidates()
-        )
+        more: Sequence[Item] = []
+        if spec.corpus is not None:
+            corpus = corpora[spec.corpus].of(spec.model_copy(update={"limit": None}))
+            more = corpus.candidates() if spec.fuse is None else corpus.records(spec.fuse)
         return [task.with_corpus(more) if more else task for task in _retrieval(spec, rows, say)]
     if measure == "classification":
         return [_classification(spec, rows)]
@@ -127,14 +129,24 @@ def _retrieval(spec: TaskSpec, rows: ChosenRows, say: Say) -> list[RetrievalTask
 
 def _picture_retrieval(spec: TaskSpec, rows: ChosenRows, say: Say) -> list[RetrievalTask]:
     by, ids, metrics = rows.labels(spec.by), rows.ids(), _metrics(spec, ALL_HITS)
-    directions = spec.directions or DIRECTIONS
+    directions = spec.directions or (DIRECTIONS if spec.fuse is None else DIRECTIONS[:1])
     pictures, captions = rows.pictures, rows.lists("caption")
     found = {
         task.prefix.rstrip("_"): task for task in image_text_tasks(spec.name, pictures, captions, metrics, ids, by)
     }
     if "i2i" in directions:
         found["i2i"] = _picture_to_picture(spec, rows, metrics, say)
-    return [found[direction] for direction in directions]
+    if spec.fuse is None:
+        return [found[direction] for direction in directions]
+    return [_among_records(found[direction], rows.records(spec.fuse), say) for direction in directions]
+
+
+def _among_records(task: RetrievalTask, records: Sequence[Record], say: Say) -> RetrievalTask:
+    fused = among_records(task, records)
+    alone = len(task.queries) - len(fused.queries)
+    if alone:
+        say(f"{task.label}: {alone:,} of {len(task.queries):,} queries are in all of their records, and left out")
+    return fused
 
 
 def _picture_to_picture(spec: TaskSpec, rows: ChosenRows, metrics: Sequence[Metric], say: Say) -> RetrievalTask:

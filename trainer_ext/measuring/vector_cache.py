@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 from tqdm.auto import tqdm
 
-from trainer_ext.evaluation.items import Embeddings, Item, Picture, encode_items, key_of
+from trainer_ext.evaluation.items import Embeddings, Item, Picture, encode_items, key_of, parted, with_records
 from trainer_ext.files import write_whole
 from trainer_ext.measuring.models import Encoders, instruction_of
 
@@ -41,7 +41,7 @@ class VectorCache:
 
     def embeddings(self, items: Iterable[Item], progress: bool = True) -> Embeddings:
         """The vectors of all distinct items: those that are kept are read, the others encoded and kept."""
-        distinct = {key_of(item): item for item in items}
+        distinct, records = parted(items)
         ordered = _in_order(distinct.values())
         contents = [_content_key(item) for item in ordered]
         wanted = {content: place for place, content in enumerate(contents)}
@@ -58,7 +58,7 @@ class VectorCache:
         if rows is None:
             raise ValueError("there is nothing to encode: the tasks have no items")
         places_of: dict[Hashable, int] = {key_of(item): place for place, item in enumerate(ordered)}
-        return Embeddings(places_of, rows)
+        return with_records(Embeddings(places_of, rows), records)
 
     def _encode(self, items: Sequence[Item], bar: tqdm) -> np.ndarray:
         def encode_text(texts: list[str]) -> np.ndarray:

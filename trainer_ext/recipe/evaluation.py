@@ -43,6 +43,7 @@ _KEYS_OF: dict[str, tuple[Measure, ...]] = {
     "directions": ("retrieval",),
     "metrics": ("retrieval",),
     "corpus": ("retrieval",),
+    "fuse": ("retrieval",),
     "by": ("retrieval", "similarity", "hard-negatives"),
     "classes": ("classification",),
     "templates": ("classification",),
@@ -73,6 +74,7 @@ class TaskSpec(Strict):
     for each of which the figures are given apart, too.
     ``templates`` make a sentence of a class; ``{}`` is the class.
     ``corpus`` is a source whose pictures or texts are further candidates.
+    ``fuse`` puts each row's picture and caption (the first of several) into one candidate; it is the picture's weight.
     ``limit`` takes that many rows, evenly spaced over the source.
     ``prompts`` stand before the texts of a column, in place of the source's own; ``instructions`` names a task or a
     prompt of the model's (``retrieval.query``).
@@ -91,6 +93,7 @@ class TaskSpec(Strict):
     templates: Annotated[list[Annotated[str, AfterValidator(_template)]], Field(min_length=1)] | None = None
     by: str | None = None
     corpus: str | None = None
+    fuse: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     limit: PositiveInt | None = None
     prompts: dict[str, str] | None = None
     instructions: dict[str, str] = Field(default_factory=dict)
@@ -234,6 +237,8 @@ def _problems_of(spec: TaskSpec, specs: Sequence[TaskSpec], sources: Mapping[str
         yield "measure", f"{words}. Use {' or '.join(MEASURES[source.task])}, or another source."
         return
     yield from _key_problems(spec, measure, source)
+    if spec.fuse is not None:
+        yield from _fuse_problems(spec, source, sources.get(spec.corpus or "", source))
 
 
 def _key_problems(spec: TaskSpec, measure: Measure, source: Source) -> Iterator[Problem]:
@@ -253,6 +258,15 @@ def _key_problems(spec: TaskSpec, measure: Measure, source: Source) -> Iterator[
     for key in ("prompts", "instructions"):
         for name in (getattr(spec, key) or {}).keys() - set(allowed):
             yield f"{key}.{name}", f"task {source.task} has {key} for {' and '.join(allowed)}.{_hint(name, allowed)}"
+
+
+def _fuse_problems(spec: TaskSpec, source: Source, corpus: Source) -> Iterator[Problem]:
+    for name, task in ((source.name, source.task), (corpus.name, corpus.task)):
+        if task != "image-text":
+            yield "fuse", f"needs rows with a picture and a text, but {name!r} has task {task}. Take fuse out."
+            return
+    if "i2t" in (spec.directions or []):
+        yield "directions", "i2t has texts as candidates, but fuse makes records of them. Take i2t out, or fuse."
 
 
 def _mix_problems(spec: TaskSpec, specs: Sequence[TaskSpec], sources: Mapping[str, Source]) -> Iterator[Problem]:
