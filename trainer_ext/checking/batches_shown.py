@@ -62,7 +62,8 @@ def stage_batches(
     Raises:
         DataError: a source of which no row can be used.
     """
-    dataset = JointDataset(recipe.sources, tables, recipe.seed, BrokenRows(None), PictureReader(recipe, processor))
+    pictures = PictureReader(recipe.model_copy(update={"image_cache": None}), processor)
+    dataset = JointDataset(recipe.sources, tables, recipe.seed, BrokenRows(None), pictures)
     collate = JointCollator(processor, recipe.stages, recipe.seed)
     firsts = [0, *accumulate(stage.steps for stage in recipe.stages)]
     shown = []

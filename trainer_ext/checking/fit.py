@@ -96,7 +96,8 @@ def micro_recipe(recipe: Recipe, processes: int) -> Recipe:
     ]
     quiet = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True}
     training = {**recipe.training, **quiet, "gradient_accumulation_steps": 1}
-    return recipe.model_copy(update={"stages": stages, "training": training, "evaluation": None})
+    nothing = {"evaluation": None, "image_cache": None}
+    return recipe.model_copy(update={"stages": stages, "training": training, **nothing})
 
 
 def try_steps(recipe: Recipe, processor: Path | None = None, processes: int = 1) -> Fit:

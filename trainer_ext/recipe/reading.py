@@ -4,8 +4,8 @@
    beside the packages in a checkout, inside ``trainer_ext`` in an installed wheel (a top-level ``configuration`` in
    site-packages could be anybody's). All code asks here, so that a name means the same file in both.
 2. ``read_yaml`` of ``strict_yaml`` reads strictly; ``split_override`` and ``apply_overrides`` set ``dotted.key=value``.
-3. ``expand_sources``, ``beside``, ``locate_towers`` and ``finish_sources`` replace the names of source lists, patterns
-   and relative paths by what they mean.
+3. ``expand_sources``, ``beside``, ``locate_towers``, ``locate_cache`` and ``finish_sources`` replace the names
+   of source lists, patterns and relative paths by what they mean.
 
 A value of an unexpected form is left as it is, for the schema to refuse.
 """
@@ -115,6 +115,13 @@ def locate_suite(value: Any, folder: Path) -> Any:
     if isinstance(value, dict) and isinstance(value.get("suite"), str):
         return {**value, "suite": locate_suite(value["suite"], folder)}
     return value
+
+
+def locate_cache(tree: dict[str, Any], folder: Path) -> None:
+    """The folder of ``image_cache`` made absolute; it need not exist."""
+    cache = tree.get("image_cache")
+    if isinstance(cache, dict) and isinstance(cache.get("folder"), str) and cache["folder"]:
+        tree["image_cache"] = {**cache, "folder": str(folder.absolute() / path_of(cache["folder"]))}
 
 
 def split_override(override: str) -> tuple[list[str], Any]:

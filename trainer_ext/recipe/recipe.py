@@ -44,6 +44,7 @@ from trainer_ext.recipe.reading import (
     expand_sources,
     find_resource,
     finish_sources,
+    locate_cache,
     locate_suite,
     locate_towers,
     read_yaml,
@@ -52,6 +53,7 @@ from trainer_ext.recipe.reading import (
 from trainer_ext.recipe.schema import SIDES, TERMS, Matryoshka, Source, Strict
 from trainer_ext.recipe.stages import (
     AttentionName,
+    ImageCacheSpec,
     ImageDecoding,
     InitializeSpec,
     LoraSpec,
@@ -60,6 +62,7 @@ from trainer_ext.recipe.stages import (
     TokenizerSpec,
 )
 from trainer_ext.recipe.start_checks import (
+    cache_folder_problems,
     initialize_problems,
     lora_problems,
     merge_problems,
@@ -75,7 +78,7 @@ class Recipe(Strict):
     """One training run. ``training`` holds the recipe's top-level keys that are TrainingArguments fields.
 
     ``attn_implementation`` names an attention backend of transformers that can train both towers.
-    ``image_decoding: fast`` decodes large JPEGs at a smaller size, in training alone.
+    ``image_decoding: fast`` decodes large JPEGs at a smaller size, ``image_cache`` keeps pictures; in training alone.
     ``matryoshka`` is for every loss of every stage that says nothing else. ``evaluation`` may be a suite's bare name.
     ``merge_with_start`` keeps models between the start and the finished one, too: 0.5 is half of the way.
     """
@@ -86,6 +89,7 @@ class Recipe(Strict):
     tokenizer: TokenizerSpec | str | None = None
     attn_implementation: AttentionName | None = None
     image_decoding: ImageDecoding = "exact"
+    image_cache: ImageCacheSpec | None = None
     sources: list[Source]
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluation: EvaluationSpec | None = None
@@ -114,7 +118,7 @@ class Recipe(Strict):
             problems += self.evaluation.problems(self.sources)
         if self.teacher is not None:
             problems += teacher_problems(self.teacher, self.stages)
-        problems += picture_problems(self.image_decoding, self.stages)
+        problems += picture_problems(self.image_decoding, self.image_cache, self.stages, self.teacher)
         problems += self._tuning_problems()
         problems += merge_problems(self.merge_with_start or [], self.initialize, self.stages)
         if problems:
@@ -188,10 +192,12 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         tree["teacher"] = tree["teacher"] | {"model": beside(tree["teacher"]["model"], path.parent)}
     if "evaluation" in tree:
         tree["evaluation"] = locate_suite(tree["evaluation"], path.parent)
+    locate_cache(tree, path.parent)
     tree["sources"] = expand_sources(tree.get("sources", []), path.parent)
     for _, value in lists:
         tree["sources"] = expand_sources(value, Path.cwd())
     apply_overrides(tree, [change for change in changes if change[0] != ["sources"]])
+    locate_cache(tree, Path.cwd())
     finish_sources(tree, SIDES)
     training, problems = split_training(tree, set(Recipe.model_fields))
     try:
@@ -200,6 +206,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         problems += describe_validation(error, Recipe, training_fields().keys() - refused_fields().keys(), {"training"})
         raise_problems(str(path), with_source_names(problems, tree))
     problems += missing_towers(recipe.initialize) if recipe.initialize else []
+    problems += cache_folder_problems(recipe.image_cache) if recipe.image_cache else []
     raise_problems(str(path), problems)
     start = find_resource("models", recipe.model)
     raise_problems(str(path), list(merge_start_problems(recipe.merge_with_start, recipe.model, start)))
@@ -225,7 +232,7 @@ _HARMLESS_TRAINING = (
     "disable_tqdm",
     "run_name",
 )
-_HARMLESS = ("name", "evaluation", "merge_with_start")
+_HARMLESS = ("name", "evaluation", "merge_with_start", "image_cache")
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:

@@ -194,6 +194,17 @@ class TeacherSpec(Strict):
 ImageDecoding = Literal["exact", "fast"]
 
 
+class ImageCacheSpec(Strict):
+    """A folder in which training keeps pictures at the model's size, of at most so many gigabytes (10**9 bytes).
+
+    >>> ImageCacheSpec(folder="/scratch/pictures", max_gigabytes=20).folder
+    '/scratch/pictures'
+    """
+
+    folder: Annotated[str, Field(min_length=1)]
+    max_gigabytes: PositiveFloat
+
+
 class TokenizerSpec(Strict):
     """Train a WordPiece tokenizer on the texts of the recipe's own training sources."""
 

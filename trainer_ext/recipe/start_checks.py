@@ -7,10 +7,11 @@ recipe alone.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from trainer_ext.files import refuse_unwritable
 from trainer_ext.recipe.checks import embedding_width
 from trainer_ext.recipe.problems import Problem
 from trainer_ext.recipe.reading import path_of
-from trainer_ext.recipe.stages import ImageDecoding, InitializeSpec, LoraSpec, Stage, TeacherSpec
+from trainer_ext.recipe.stages import ImageCacheSpec, ImageDecoding, InitializeSpec, LoraSpec, Stage, TeacherSpec
 
 
 def initialize_problems(initialize: InitializeSpec, trains_tokenizer: bool) -> Iterator[Problem]:
@@ -55,13 +56,33 @@ def teacher_problems(teacher: TeacherSpec, stages: Sequence[Stage]) -> Iterator[
         )
 
 
-def picture_problems(decoding: ImageDecoding, stages: Sequence[Stage]) -> Iterator[Problem]:
-    """How pictures are decoded, said of a run without any."""
-    if decoding != "exact" and not any(stage.image_text for stage in stages):
-        yield (
-            "image_decoding",
-            f"is {decoding!r}, but no stage has pictures. Take it out, or add image_text.",
+def picture_problems(
+    decoding: ImageDecoding, cache: ImageCacheSpec | None, stages: Sequence[Stage], teacher: TeacherSpec | None
+) -> Iterator[Problem]:
+    """How pictures are decoded and kept, said of a run without any; a cache of which no stage could have anything."""
+    with_pictures = [stage for stage in stages if stage.image_text]
+    if decoding != "exact" and not with_pictures:
+        yield "image_decoding", f"is {decoding!r}, but no stage has pictures. Take it out, or add image_text."
+    if cache is None:
+        return
+    if not with_pictures:
+        yield "image_cache", "keeps pictures, but no stage has any. Take it out, or add image_text."
+    elif all(stage.random_resized_crop for stage in with_pictures):
+        words = "keeps whole pictures, but every stage crops them anew in each epoch. Take it out, or leave out"
+        yield "image_cache", f"{words} random_resized_crop in a stage."
+    if teacher is not None:
+        words = (
+            "keeps pictures as the model sees them, and the teacher fits them in its own way. Take one of the two out."
         )
+        yield "image_cache", words
+
+
+def cache_folder_problems(cache: ImageCacheSpec) -> Iterator[Problem]:
+    """A folder for pictures that cannot be one."""
+    try:
+        refuse_unwritable(cache.folder, "the folder")
+    except ValueError as error:
+        yield "image_cache.folder", f"{error}."
 
 
 def teacher_width_problems(teacher: TeacherSpec, width: int | None) -> Iterator[Problem]:
