@@ -62,7 +62,7 @@ LIBRARIES = {
     "hub": HUB_LIBRARIES,
     "hub.probe": {"onnxruntime", "sentence_transformers"},
     "losses": {"torch"},
-    "losses.joint": {"torch", "safetensors"},
+    "losses.stored": {"torch", "safetensors"},
     "negatives": {"bm25s", "numpy"},
 }
 

@@ -63,7 +63,7 @@ def stage_batches(
         DataError: a source of which no row can be used.
     """
     pictures = PictureReader(recipe.model_copy(update={"image_cache": None}), processor)
-    dataset = JointDataset(recipe.sources, tables, recipe.seed, BrokenRows(None), pictures)
+    dataset = JointDataset(recipe.sources, tables, recipe.seed, BrokenRows(None), pictures, recipe.stages)
     collate = JointCollator(processor, recipe.stages, recipe.seed)
     firsts = [0, *accumulate(stage.steps for stage in recipe.stages)]
     shown = []
@@ -81,14 +81,13 @@ def stage_batches(
 
 def _rows(side: Mapping[str, Any], tokenizer: Any, limit: int) -> list[ShownRow]:
     if "pixel_values" in side:
-        rows = [[text] for text in _texts("caption", side, tokenizer, limit)]
+        rows = _by_row(_texts("caption", side, tokenizer, limit), len(side["pixel_values"]))
     else:
         columns = {name: _texts(name, side[name], tokenizer, limit) for name in ("query", "positive")}
         rows = [list(texts) for texts in zip(*columns.values(), strict=True)]
     if "negatives" in side:
-        negatives = _texts("negative", side["negatives"], tokenizer, limit)
-        each = len(negatives) // len(rows)
-        rows = [row + negatives[place * each : (place + 1) * each] for place, row in enumerate(rows)]
+        negatives = _by_row(_texts("negative", side["negatives"], tokenizer, limit), len(rows))
+        rows = [row + others for row, others in zip(rows, negatives, strict=True)]
     if "pixel_values" in side:
         pictures = [thumbnail(pixels.numpy().transpose(1, 2, 0)) for pixels in side["pixel_values"]]
         return [ShownRow(texts, picture) for texts, picture in zip(rows, pictures, strict=True)]
@@ -96,6 +95,11 @@ def _rows(side: Mapping[str, Any], tokenizer: Any, limit: int) -> list[ShownRow]
         scores = [ShownText("score", f"{score:g}", 0, False) for score in side["score"].tolist()]
         rows = [[*row, score] for row, score in zip(rows, scores, strict=True)]
     return [ShownRow(row) for row in rows]
+
+
+def _by_row(texts: list[ShownText], rows: int) -> list[list[ShownText]]:
+    each = len(texts) // rows
+    return [texts[place : place + each] for place in range(0, len(texts), each)]
 
 
 def _texts(name: str, column: Mapping[str, Tensor], tokenizer: Any, limit: int) -> list[ShownText]:

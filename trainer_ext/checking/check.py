@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from trainer_ext.checking.batches_shown import ShownBatch, stage_batches
+from trainer_ext.checking.captions import reading_whole
 from trainer_ext.checking.duplicates import duplicate_findings
 from trainer_ext.checking.findings import SHOWN, Finding, FindingLog
 from trainer_ext.checking.fit import Fit, StepsFailed, failed_finding, fit_findings, try_steps
@@ -147,10 +148,13 @@ class _Check:
             return
         for name, column in found.texts.items():
             if column.tokens is not None:
-                log.add(token_findings(source.name, found.column(name), name, column.tokens, stages, found.place))
+                whole = reading_whole(name, stages)
+                log.add(token_findings(source.name, found.column(name), name, column.tokens, whole, found.place))
         if (captions := found.texts.get("caption")) is not None:
             sided = captions.sided, captions.texts, captions.first_sided
             log.add(flip_findings(source.name, found.column("caption"), *sided, stages, found.place))
+        if found.captions is not None:
+            log.add(found.captions.findings(source.name, found.column("caption"), found.place))
         if len(found.pictures) and self.processor is not None:
             images = self.processor.image_processor
             crops = images.resize_mode == "shortest"
@@ -254,6 +258,8 @@ def record_of(found: SourceScan) -> dict[str, Any]:
         different = {} if name == "negatives" else {"different": len(np.unique(column.keys.values))}
         tokens = {} if column.tokens is None else column.tokens.as_record()
         record["texts"][name] = {"texts": column.texts, **different, **tokens}
+    if found.captions is not None and found.captions.tokens is not None:
+        record["texts"]["sentences"] = found.captions.tokens.as_record()
     return record
 
 

@@ -21,6 +21,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from trainer_ext.checking.alike import Grown
+from trainer_ext.checking.captions import SeenCaptions, reading_whole
 from trainer_ext.checking.findings import Finding, FindingLog, Level, share
 from trainer_ext.checking.near_texts import plain, sketches, text_key, text_keys
 from trainer_ext.checking.pictures import PictureFacts, Pictures, picture_facts
@@ -82,7 +83,7 @@ class SourceScan:
     Args:
         rows: that can be used.
         broken: that cannot.
-        texts: by our names of the columns.
+        texts: by our names of the columns. captions: those of pictures, as stages see them.
         things: (rows,) hash of what each row shows: its id, else its picture's file, else a number of its own.
         numbers: (rows,) numbers of the rows, for ``place``.
         row_keys: (rows,) equal for rows that say the same.
@@ -95,6 +96,7 @@ class SourceScan:
     rows: int = 0
     broken: int = 0
     texts: dict[str, TextColumn] = field(default_factory=dict)
+    captions: SeenCaptions | None = None
     pictures: Pictures = field(default_factory=Pictures)
     things: Grown = field(default_factory=Grown)
     numbers: Grown = field(default_factory=Grown)
@@ -152,9 +154,11 @@ def scan(
         DataError: files that turn out not to be readable.
     """
     found = SourceScan(source, _places(source, rows))
-    limits = [stage.max_length for stage in stages]
+    if "caption" in source.columns:
+        found.captions = SeenCaptions(tokenizer, stages)
     for name in (*TEXT_COLUMNS, "negatives"):
         if name in source.columns:
+            limits = [stage.max_length for stage in reading_whole(name, stages)]
             found.texts[name] = TextColumn(None if tokenizer is None else TokenCounts(tokenizer, limits))
     looked_at = _spread(None if isinstance(rows, SourceStream) else len(rows), most_pictures)
     total = None if isinstance(rows, SourceStream) else len(rows)
@@ -275,9 +279,11 @@ def _take_texts(
     texts = [text for row in lists for text in row]
     rows, column = np.repeat(numbers, counts), found.texts[name]
     column.texts += len(texts)
+    right = "caption" if found.source.task == "image-text" else "positive"
+    prompt = found.source.prompts.get(right if name == "negatives" else name, "")
+    if name == "caption" and found.captions is not None:
+        found.captions.add(lists, numbers.tolist(), prompt)
     if column.tokens is not None:
-        right = "caption" if found.source.task == "image-text" else "positive"
-        prompt = found.source.prompts.get(right if name == "negatives" else name, "")
         column.tokens.add([prompt + text for text in texts] if prompt else texts, rows.tolist())
     if name == "negatives":  # other rows' positives, mostly: only their hashes are of use
         keys = [text_key(plain(text)) for text in texts]

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from trainer_ext.data.augmentation import augmented_picture, augmented_text, random_resized_crop, row_generator
 from trainer_ext.data.broken_rows import BrokenRows
+from trainer_ext.data.captions import drawn_captions, sentences
 from trainer_ext.data.images import IMAGE_ERRORS, Opener, on_background, open_image
 from trainer_ext.data.pictures import PictureReader
 from trainer_ext.data.plan import Key
@@ -31,12 +32,14 @@ class JointDataset(Dataset[Row]):
     """Keys to rows: the columns of the source's row, and its ``key``.
 
     Of several captions one is drawn by the seed, source, row and epoch: another one in each epoch, the same one again
-    after a resume, whichever worker reads it. Texts get the source's prompts. A row whose image cannot be decoded is
+    after a resume, whichever worker reads it; or as many as the stage asks for, then a list. Texts get the source's
+    prompts. A row whose image cannot be decoded is
     replaced by another one of its source, drawn from the same numbers, within the source's ``max_broken_rows``.
 
     Args:
         broken: where rows left out are listed and counted; by default in memory.
         pictures: how a stage's pictures are opened; by default whole.
+        stages: the recipe's, with what each sees of the captions; by default one whole caption.
 
     >>> from datasets import Dataset as Table
     >>> columns = {"query": "q", "positive": "a"}
@@ -53,6 +56,7 @@ class JointDataset(Dataset[Row]):
         seed: int,
         broken: BrokenRows | None = None,
         pictures: PictureReader | None = None,
+        stages: Sequence[Stage] = (),
     ) -> None:
         self._sources = {source.name: source for source in sources}
         self._tables = {
@@ -61,6 +65,7 @@ class JointDataset(Dataset[Row]):
         self._seed = seed
         self._broken = BrokenRows(None) if broken is None else broken
         self._pictures = pictures
+        self._sides = [stage.image_text for stage in stages]
 
     def __len__(self) -> int:
         """Rows of the sources that do not stream."""
@@ -105,18 +110,29 @@ class JointDataset(Dataset[Row]):
         raise AssertionError("the budget of broken rows ends the search")
 
     def _finished(self, source: Source, row: Row) -> Row:
-        if isinstance(row.get("caption"), list):
-            right = set(row["caption"])
-            row["caption"] = row["caption"][self._draw(row["key"], len(row["caption"]))]
-            if "negatives" in row:  # another caption of the picture is as right as the drawn one, and counts as it
-                row["negatives"] = [row["caption"] if text in right else text for text in row["negatives"]]
+        if "caption" in row:
+            self._choose_captions(row)
         if source.prompts:
             row["prompts"] = source.prompts  # what augmentation must not touch
         for name, prompt in source.prompts.items():
-            row[name] = prompt + row[name]
+            several = isinstance(row[name], list)
+            row[name] = [prompt + text for text in row[name]] if several else prompt + row[name]
             if name in RIGHT_ANSWERS and "negatives" in row:
                 row["negatives"] = [prompt + text for text in row["negatives"]]
         return row
+
+    def _choose_captions(self, row: Row) -> None:
+        key, side = row["key"], self._sides[row["key"].stage] if self._sides else None
+        texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+        right = set(texts)
+        if side is not None and side.split_captions is not None:
+            texts = [sentence for text in texts for sentence in sentences(text)]
+        if side is not None and side.captions_per_image > 1:
+            row["caption"] = drawn_captions(texts, side.captions_per_image, row_generator(self._seed, key, "captions"))
+            return
+        row["caption"] = texts[self._draw(key, len(texts))]
+        if "negatives" in row:  # another caption of the picture is as right as the drawn one, and counts as it
+            row["negatives"] = [row["caption"] if text in right else text for text in row["negatives"]]
 
     def _draw(self, key: Key, choices: int, purpose: str = "") -> int:
         # A hash is a random generator of one draw, and much cheaper to seed than one of many.
@@ -137,7 +153,8 @@ class JointCollator:
         ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
 
         - image_text: ``pixel_values`` (batch, 3, size, size) uint8, not yet normalised, ``input_ids`` and
-          ``attention_mask`` (batch, tokens), ``image_ids`` and ``text_ids`` (batch,);
+          ``attention_mask`` (batch, tokens), ``image_ids`` and ``text_ids`` (batch,); of several captions a picture the
+          texts and their ids are flat, row by row, (batch * captions, tokens) and (batch * captions,);
         - text: ``query`` and ``positive``, each a dict of ``input_ids`` and ``attention_mask``; ``query_ids``,
           ``positive_ids``; ``row_ids`` (batch,) of rows with an ``id``. Scored pairs have ``score`` (batch,), float32;
         - either, if its loss takes hard negatives: ``negatives``, a dict of ``input_ids`` and ``attention_mask`` that
@@ -170,7 +187,7 @@ class JointCollator:
         if (spec := stage.augmentation) is not None and spec.changes_pictures():
             drawn = [partial(row_generator, self._seed, row["key"]) for row in rows]
             pixels = np.stack([augmented_picture(*each, spec) for each in zip(pixels, drawn, strict=True)])
-        columns = {"caption": [row["caption"] for row in rows]}
+        columns = {"caption": [text for row in rows for text in _captions(row)]}
         if stage.image_text is not None and LOSS_RULES[stage.image_text.loss].takes_negatives("image_text"):
             columns["negatives"] = [text for row in rows for text in row["negatives"]]
         tokens = self._tokens(self._shown(columns, rows, stage), stage)
@@ -213,7 +230,7 @@ class JointCollator:
             return columns
         shown: dict[str, list[str]] = {}
         for name, texts in columns.items():
-            each = len(texts) // len(rows)  # negatives are several a row
+            each = len(texts) // len(rows)  # negatives are several a row, captions may be
             shown[name] = []
             for place, text in enumerate(texts):
                 row = rows[place // each]
@@ -275,6 +292,10 @@ def _prompt(row: Row, column: str) -> str:
     prompts = row.get("prompts", {})
     names = RIGHT_ANSWERS if column == "negatives" else (column,)
     return next((prompts[name] for name in names if name in prompts), "")
+
+
+def _captions(row: Row) -> list[str]:
+    return row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
 
 
 def _image_label(row: Row) -> str:

@@ -4,9 +4,10 @@
    for pairs of one kind.
 2. ``pairing``: which entries of a score matrix are positives, negatives or left out. ``logits``: what all losses share.
 3. ``tiled``: InfoNCE without the whole matrix. ``matryoshka``: any loss on prefixes of the embeddings; ``layers``: on
-   earlier layers' vectors.
+   earlier layers' vectors; ``captions``: for each of several captions a picture.
 4. ``gather``: a batch over several processes. ``gradient_cache``: a batch through little memory.
-5. ``joint``: the one table of losses, ``LOSSES``, and the joint objective. ``batch_metrics``: what is logged beside it.
+5. ``joint``: the one table of losses, ``LOSSES``, and the joint objective; ``stored`` keeps its own parameters.
+   ``batch_metrics``: what is logged beside it.
 
 To add a loss is a file with its function, a rule in ``recipe.schema.LOSS_RULES`` and a line in ``joint.LOSSES``; or,
 from outside, one call of ``joint.register``.

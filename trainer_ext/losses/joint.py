@@ -17,14 +17,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer_ext.losses.batch_metrics import in_batch_accuracy, mean_cosine, order_accuracy
+from trainer_ext.losses.captions import SideLosses, mean_of_slots, per_picture, slots
 from trainer_ext.losses.cosent import cosent
 from trainer_ext.losses.distillation import teacher_term
 from trainer_ext.losses.gather import Shard, gather_ids, gather_with_grad, replicated, shard_of
@@ -33,6 +32,7 @@ from trainer_ext.losses.layers import EARLIER, earlier_terms
 from trainer_ext.losses.logits import clamp_logit_scale_, clamped_temperature
 from trainer_ext.losses.matryoshka import matryoshka
 from trainer_ext.losses.siglip import BIAS, siglip, siglip_chance
+from trainer_ext.losses.stored import StoredParameters
 from trainer_ext.losses.uniformity import TERMS, terms_of
 from trainer_ext.recipe.schema import (
     LOSS_RULES,
@@ -45,18 +45,11 @@ from trainer_ext.recipe.schema import (
 )
 from trainer_ext.recipe.stages import Stage, TeacherSpec
 
-# Where a folder keeps the parameters of the objective, which do not belong to the model.
-OBJECTIVE_FILE = "objective.safetensors"
 # The parameter of a trained text temperature. The image-text one is the model's.
 TEXT_SCALE = "text_logit_scale"
 COLUMNS = {"image_text": ("image", "caption"), "text": ("query", "positive")}
 NEGATIVES = {"image_text": "negative_caption", "text": "negatives"}
 _IDS = {"image_text": ("image_ids", "text_ids"), "text": ("query_ids", "positive_ids")}
-
-# Accuracy of a side, and the mean cosine among its queries and among its targets.
-Measured = tuple[Tensor, Tensor, Tensor]
-# A term beside a loss, with its weight.
-Weighted = tuple[float, Tensor]
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ def own_parameters(name: SideName, side: Side, text_temperature: float = 1.0) ->
     return found
 
 
-class JointObjective(nn.Module):
+class JointObjective(StoredParameters):
     """The weighted sum of a stage's losses over the rows of all processes.
 
     Args:
@@ -182,9 +175,9 @@ class JointObjective(nn.Module):
         Args:
             stage: says which sides there are, and each one's loss.
             batch: as ``JointCollator`` makes it; only its ids and scores are read.
-            embeddings: (rows, dim) of each column of this process, negatives (rows * negatives, dim) row by row;
-                and ``temperature``, the scalar of the image-text side. ``teacher`` holds those of a teacher, and
-                ``earlier`` those of earlier layers.
+            embeddings: (rows, dim) of each column of this process; negatives (rows * negatives, dim) row by row, as
+                are several captions a picture; and ``temperature``, the scalar of the image-text side. ``teacher``
+                holds those of a teacher, and ``earlier`` those of earlier layers.
 
         Returns:
             the loss; and, detached, ``temperature`` and each side's ``loss_*`` and ``accuracy_*``, the share of rows
@@ -218,31 +211,6 @@ class JointObjective(nn.Module):
         """Put a trained text temperature back between its limits; call it after each optimiser step."""
         if hasattr(self, TEXT_SCALE):
             clamp_logit_scale_(getattr(self, TEXT_SCALE))
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``objective.safetensors`` into ``folder``, if there are parameters."""
-        state = self.state_dict()
-        if state:
-            save_file(state, Path(folder) / OBJECTIVE_FILE)
-
-    def load(self, folder: str | Path, strict: bool = True) -> None:
-        """Read what ``save`` wrote.
-
-        Args:
-            folder: a checkpoint of the same run; with ``strict=False`` any model folder, of which the parameters that
-                this objective has are taken.
-
-        Raises:
-            ValueError: strict, and the folder has other parameters.
-        """
-        path, own = Path(folder) / OBJECTIVE_FILE, self.state_dict()
-        stored = load_file(path) if path.is_file() else {}
-        if strict and stored.keys() != own.keys():
-            raise ValueError(
-                f"{path} holds the parameters {sorted(stored)} of the objective, but this recipe trains {sorted(own)}: "
-                "resume with the losses and temperatures that the checkpoint was trained with"
-            )
-        self.load_state_dict({name: stored.get(name, value) for name, value in own.items()})
 
     @torch.no_grad()
     def chance(self, stage: Stage, batch: Mapping[str, Any], embeddings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -291,15 +259,35 @@ class JointObjective(nn.Module):
         embeddings: Mapping[str, Any],
         temperature: float | Tensor,
         **parameters: float | Tensor,
-    ) -> tuple[Tensor, dict[str, Weighted], Measured]:
-        """Steps (2) and (3): the side's own pairs against all others; this process answers for its own rows."""
-        entry = LOSSES[side.loss]
-        own = [embeddings[column] for column in COLUMNS[name]]
+    ) -> SideLosses:
+        """Steps (2) and (3) for one caption a picture, or for each slot of several."""
+        own, several = [embeddings[column] for column in COLUMNS[name]], side.captions_per_image
         shard = shard_of(own[0])
-        negatives = entry.rule.takes_negatives(name)
-        if negatives:
+        if LOSSES[side.loss].rule.takes_negatives(name):
             own.append(embeddings[NEGATIVES[name]].unflatten(0, (len(own[0]), -1)))
+        if several > 1:
+            own[1] = per_picture(own[1], len(own[0]), several)
         vectors = [gather_with_grad(column, shard) for column in own]  # (B, D), (B, D), (B, negatives, D)
+        losses = partial(self._pair_losses, name, side, temperature, parameters, shard)
+        teacher = embeddings.get("teacher") if self.teacher is not None and name in self.teacher.sides else None
+        if several == 1:
+            return losses(batch, vectors, teacher)
+        return mean_of_slots([losses(*slot) for slot in slots(batch, vectors, teacher)])
+
+    def _pair_losses(
+        self,
+        name: SideName,
+        side: Side,
+        temperature: float | Tensor,
+        parameters: Mapping[str, float | Tensor],
+        shard: Shard,
+        batch: Mapping[str, Tensor],
+        vectors: Sequence[Tensor],
+        teacher: Mapping[str, Tensor] | None,
+    ) -> SideLosses:
+        """The side's own pairs against all others; this process answers for its own rows."""
+        entry = LOSSES[side.loss]
+        negatives = entry.rule.takes_negatives(name)
         loss = partial(entry.function, temperature=temperature, **parameters)
         if entry.rule.tasks[name] == "scored-pair":
             # Pairs against each other: it does not split into rows, so every process computes all of it.
@@ -321,10 +309,10 @@ class JointObjective(nn.Module):
         on_prefixes = partial(self._on_prefixes, side)
         values = terms_of(names, vectors[:2], duplicates, shard, self.tile_size, on_prefixes)
         added = {term: (getattr(side, term), value) for term, value in values.items()}
-        if self.teacher is not None and name in self.teacher.sides and "teacher" in embeddings:
-            known = [embeddings["teacher"][column] for column in COLUMNS[name]]
+        if self.teacher is not None and teacher is not None:
+            known = [teacher[column] for column in COLUMNS[name]]
             # Its own temperature where the student's is trained, the same one elsewhere.
-            theirs = embeddings["teacher"]["temperature"] if name == "image_text" else self.text_temperature
+            theirs = teacher["temperature"] if name == "image_text" else self.text_temperature
             theirs = theirs if trains_temperature(name, side) else temperature
             value = teacher_term(self.teacher.kind, vectors[:2], known, temperature, theirs, shard, self.tile_size)
             added["teacher"] = self.teacher.weight, value

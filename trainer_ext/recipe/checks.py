@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer_ext.recipe.problems import Problem, RecipeError, nearest
 from trainer_ext.recipe.schema import (
+    CAPTION_KEYS,
     LOSS_RULES,
     PROMPTED,
     RIGHT_ANSWERS,
@@ -140,6 +141,18 @@ def loss_problems(place: str, side_name: SideName, side: SideLoss) -> Iterator[P
         yield from matryoshka_problems(f"{place}.matryoshka", side.matryoshka)
 
 
+def caption_problems(place: str, side_name: SideName, side: Side) -> Iterator[Problem]:
+    """Several captions, or parts of them, where a side has none or its loss takes one."""
+    for option in CAPTION_KEYS:
+        if getattr(side, option) == Side.model_fields[option].default:
+            continue
+        if side_name != "image_text":
+            yield f"{place}.{option}", "is for the captions of pictures; this side has none. Take it out."
+        elif LOSS_RULES[side.loss].takes_negatives(side_name):
+            words = f"and {side.loss} contrasts whole captions with the row's negatives. Take it out, or use info_nce."
+            yield f"{place}.{option}", f"is {getattr(side, option)!r}, {words}"
+
+
 def matryoshka_problems(place: str, matryoshka: Matryoshka) -> Iterator[Problem]:
     """Dimensions twice, or not as many weights as dimensions."""
     dims, weights = matryoshka.dims, matryoshka.weights
@@ -232,6 +245,7 @@ def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequenc
     without = {source.name for source in sources if "negatives" not in source.columns}
     if task is None:
         return
+    yield from caption_problems(place, side_name, side)
     shares = shares_problem(sources, side.sources, side.sampling_alpha)
     if shares is not None:
         yield f"{place}.sampling_alpha", shares

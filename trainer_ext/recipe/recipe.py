@@ -50,7 +50,7 @@ from trainer_ext.recipe.reading import (
     read_yaml,
     split_override,
 )
-from trainer_ext.recipe.schema import SIDES, TERMS, Matryoshka, Source, Strict
+from trainer_ext.recipe.schema import CAPTION_KEYS, SIDES, TERMS, Matryoshka, Side, Source, Strict
 from trainer_ext.recipe.stages import (
     AttentionName,
     ImageCacheSpec,
@@ -247,8 +247,8 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         if stage["augmentation"] is None:
             del stage["augmentation"]
         for side in filter(None, map(stage.get, SIDES)):
-            for key in ("label_smoothing", "hardness", *TERMS):
-                if not side[key]:
+            for key in ("label_smoothing", "hardness", *TERMS, *CAPTION_KEYS):
+                if side[key] == Side.model_fields[key].default:
                     del side[key]
     sides = [side for stage in content["stages"] for side in map(stage.get, SIDES) if side]
     for prefixes in filter(None, [content["matryoshka"], *(side["matryoshka"] for side in sides)]):

@@ -79,6 +79,7 @@ Background = Annotated[Literal["white"] | list[int] | None, PlainValidator(_colo
 # Smallest and largest share of a picture's area that a random crop keeps, as open_clip's ``scale``.
 MAX_STEPS = 10**8  # of a stage: the plan keeps some numbers for each
 MAX_IMAGE_SIZE = 8192  # beyond it one batch would be terabytes
+MAX_CAPTIONS = 100  # of a picture in a step: each is a text to embed
 CropScale = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 
 
@@ -140,6 +141,8 @@ Directions = Literal["both", "forward", "backward"]
 Temperature = float | Literal["trained"]
 FalseNegatives = Literal["mask", "positive", "keep"]
 
+# Keys of a side about its captions, which pictures alone have.
+CAPTION_KEYS = ("captions_per_image", "split_captions")
 # Terms beside a side's loss, for pairs that are all true; their functions are in ``losses.joint``.
 TERMS = ("alignment", "uniformity", "cross_uniformity")
 SIDES: tuple[SideName, ...] = ("image_text", "text")
@@ -289,8 +292,12 @@ class Side(SideLoss):
     ``sources`` are names; a pattern such as ``pairs-*`` stands for all sources it matches. A step's rows come from one
     of them, drawn by P(source) = rows ** sampling_alpha * weight / sum: 1 is the paper's (arXiv 2405.20204), lower
     values help small sources (XLM-R's alpha, arXiv 1911.02116), and at 0 weights alone decide.
+    ``split_captions`` puts the sentences of a picture's captions in their place; ``captions_per_image`` of them are
+    drawn.
     """
 
     sources: Annotated[list[str], Field(min_length=1)]
     batch_size: PositiveInt
     sampling_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    captions_per_image: Annotated[int, Field(ge=1, le=MAX_CAPTIONS)] = 1
+    split_captions: Literal["sentences"] | None = None

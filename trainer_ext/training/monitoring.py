@@ -217,7 +217,8 @@ class StagePrinterCallback(PrinterCallback):
 class ThroughputCallback(TrainerCallback):
     """Counts pairs and text tokens, and the time they took: waiting for data is in it, evaluating and saving are not.
 
-    A text pair, a triplet and an image with its caption are one pair each; tokens are those of texts, without padding.
+    A text pair, a triplet and an image with each of its captions are one pair; tokens are those of texts, without
+    padding.
     """
 
     def __init__(self) -> None:
@@ -232,7 +233,7 @@ class ThroughputCallback(TrainerCallback):
         pairs = len(text["query"]["input_ids"]) if text else 0
         if image_text is not None:
             masks.append(image_text["attention_mask"])
-            pairs += len(image_text["pixel_values"])
+            pairs += len(image_text["input_ids"])
         self._pairs += pairs
         self._tokens += sum(int(mask.sum()) for mask in masks)
 

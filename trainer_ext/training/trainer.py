@@ -125,8 +125,7 @@ class JinaCLIPTrainer(SavingTrainer):
         self.source_record.attach(self.train_dataset)
         self.add_callback(self.source_record)
         self._terms: dict[str, Tensor] = {}
-        self._batches = 0
-        self._stage_name = recipe.stages[0].name
+        self._batches, self._stage_name = 0, recipe.stages[0].name
         self._chance_of: int | None = None
         self._health, self._throughput = HealthCallback(recipe.stages), ThroughputCallback()
         for callback in (self._stage_callback, FiniteGradientsCallback(), self._health, self._throughput):
@@ -141,8 +140,9 @@ class JinaCLIPTrainer(SavingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """One loader over the whole run, not prepared by accelerate: the plan gives each process its own share."""
+        stages = self.recipe.stages
         plan = JointBatchPlan(
-            self.recipe.stages,
+            stages,
             self.recipe.sources,
             planned_rows(self.recipe.sources, self.train_dataset),
             seed=self.recipe.seed,
@@ -155,7 +155,12 @@ class JinaCLIPTrainer(SavingTrainer):
         batches = plan if steps >= len(plan) else list(islice(plan, steps))
         return DataLoader(
             JointDataset(
-                self.recipe.sources, self.train_dataset, self.recipe.seed, self.source_record.broken, self._pictures
+                self.recipe.sources,
+                self.train_dataset,
+                self.recipe.seed,
+                self.source_record.broken,
+                self._pictures,
+                stages,
             ),
             batch_sampler=batches,  # type: ignore[arg-type]  # torch says list and needs a sequence
             collate_fn=self.data_collator,

@@ -1,8 +1,8 @@
 """The losses of a stage on rows that training never sees: ``validation_loss: true`` in a recipe.
 
 The same objective on the same kind of batches as training, with these differences: no dropout, no augmentation, the
-first of several captions or what the seed draws in epoch 0, and the same batches every time, so figures of two steps
-can be compared. The main process computes it by itself, whatever the number of processes.
+captions that the seed draws in epoch 0, and the same batches every time, so figures of two steps can be compared. The
+main process computes it by itself, whatever the number of processes.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -51,7 +51,7 @@ class ValidationLoss:
         self._stages = [stage.model_copy(update=plain) for stage in recipe.stages]
         self._held = dict(held)
         sources = [source for source in recipe.sources if source.name in self._held]
-        self._rows = JointDataset(sources, self._held, recipe.seed)
+        self._rows = JointDataset(sources, self._held, recipe.seed, stages=self._stages)
         self._collate = JointCollator(processor, self._stages, recipe.seed)
         self._objective = objective
         self._means = processor.image_processor.mean, processor.image_processor.std

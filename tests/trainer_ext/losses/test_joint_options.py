@@ -18,7 +18,8 @@ from tests.trainer_ext.own_process import in_two_processes, train_rank
 from tests.trainer_ext.tiny_run import RunFactory, assert_same_weights, entries_of, trained
 from trainer_ext.__main__ import main as command_line
 from trainer_ext.losses.batch_metrics import order_accuracy
-from trainer_ext.losses.joint import OBJECTIVE_FILE, JointObjective
+from trainer_ext.losses.joint import JointObjective
+from trainer_ext.losses.stored import OBJECTIVE_FILE
 from trainer_ext.training.trainer import JinaCLIPTrainer
 
 IMAGES = "stages.0.image_text={sources: [pictures], batch_size: 4%s}"
@@ -52,10 +53,16 @@ OPTIONS: dict[str, list[str]] = {
     "trained text temperature": [IMAGES % "", PAIRS % ", temperature: trained"],
     "weights": [IMAGES % ", weight: 0.25", PAIRS % ", weight: 3.0"],
     "siglip": [IMAGES % ", loss: siglip", PAIRS % ""],
+    "several captions": [IMAGES % ", captions_per_image: 3", PAIRS % ""],
     "scored pairs": [IMAGES % "", SCORED % ""],
     "matryoshka": [IMAGES % "", TRIPLETS % "", "matryoshka={dims: [16, 4], weights: [1.0, 0.5]}"],
     "matryoshka of siglip and scores": [
         IMAGES % ", loss: siglip, matryoshka: {dims: [8, 16]}",
+        SCORED % "",
+        "matryoshka={dims: [16, 2]}",
+    ],
+    "matryoshka of siglip and scores, sentences": [
+        IMAGES % ", loss: siglip, matryoshka: {dims: [8, 16]}, captions_per_image: 2, split_captions: sentences",
         SCORED % "",
         "matryoshka={dims: [16, 2]}",
     ],
@@ -71,6 +78,7 @@ SCALES = {name: {"logit_scale"} for name in OPTIONS} | {
     "terms": {"logit_scale", "image_text_bias"},
     "tiles": {"logit_scale", "image_text_bias"},
     "matryoshka of siglip and scores": {"logit_scale", "image_text_bias"},
+    "matryoshka of siglip and scores, sentences": {"logit_scale", "image_text_bias"},
 }
 # Of what is logged, in the loss.
 WEIGHTS = {
@@ -108,6 +116,8 @@ def by_hand(option: str, name: str, v: dict[str, Tensor], batch: dict[str, Any])
     if option == "fixed temperature":
         t = torch.tensor(0.1 if name == "image_text" else 0.02)
     a, b = (v["image"], v["caption"]) if name == "image_text" else (v["query"], v["positive"])
+    if (several := len(b) // len(a)) > 1:
+        return sum(by_hand(option, name, v | {"caption": b[k::several]}, batch) for k in range(several)) / several
 
     def whole(dim: int) -> Tensor:
         if name == "image_text" and ("siglip" in option or option in ("tiles", "terms")):
@@ -149,7 +159,8 @@ def test_option_is_trained_and_is_its_formula(make_trainer: RunFactory, tmp_path
     trainer = make(make_trainer, tmp_path, option)
     batch = next(iter(trainer.get_train_dataloader()))
     if "negatives" not in batch["text"]:
-        ids = [batch["text"]["query_ids"], batch["text"]["positive_ids"], batch["image_text"]["text_ids"]]
+        captions = batch["image_text"]["text_ids"].reshape(4, -1).unbind(dim=1)
+        ids = [batch["text"]["query_ids"], batch["text"]["positive_ids"], *captions]
         assert all(len(set(part.tolist())) == 4 for part in ids)
     with torch.no_grad():
         inputs = trainer._prepare_inputs(batch)
@@ -255,6 +266,8 @@ def test_a_stage_leaves_what_it_does_not_train(
 
 CACHED = [
     "negative captions",
+    "several captions",
+    "matryoshka of siglip and scores, sentences",
     "matryoshka of siglip and scores",
     "terms",
     "siglip",
@@ -282,6 +295,7 @@ PLAIN_STEPS = {"smoothing and hardness": ["optim=sgd", "stages.0.learning_rate=1
 TWO = [
     pytest.param("matryoshka of siglip and scores", ["gradient_cache_chunk_size=1"], id="siglip, scores, cache"),
     pytest.param("negative captions", ["gradient_cache_chunk_size=1", *TERMS], id="negatives, terms, cache"),
+    pytest.param("several captions", ["gradient_cache_chunk_size=1", *TERMS], id="several captions, terms, cache"),
     pytest.param("trained text temperature", [], id="trained text temperature", marks=pytest.mark.slow),
     pytest.param("siglip", ["gradient_accumulation_steps=2"], id="siglip, accumulation", marks=pytest.mark.slow),
     *(

@@ -15,7 +15,8 @@ from tests.trainer_ext.own_process import in_two_processes, settle
 from tests.trainer_ext.tiny_run import RunFactory, entries_of
 from trainer_ext.__main__ import main as command_line
 from trainer_ext.hub.run_record import RunRecord
-from trainer_ext.losses.joint import LOSSES, OBJECTIVE_FILE, Loss, register
+from trainer_ext.losses.joint import LOSSES, Loss, register
+from trainer_ext.losses.stored import OBJECTIVE_FILE
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.recipe import load_recipe
 from trainer_ext.recipe.schema import LOSS_RULES, LossRule

@@ -7,6 +7,7 @@ import pytest
 
 from tests.trainer_ext.recipe_trees import base, write
 from trainer_ext.recipe.recipe import Recipe, load_recipe, recipe_differences, recipe_fingerprint
+from trainer_ext.recipe.schema import CAPTION_KEYS
 
 
 def test_equal_recipes_have_equal_fingerprints(tmp_path: Path) -> None:
@@ -49,3 +50,22 @@ def test_stored_recipe_is_the_same_recipe(tmp_path: Path) -> None:
     stored = Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json"))))
     assert recipe_differences(stored, recipe) == []
     assert recipe_fingerprint(stored) == recipe_fingerprint(recipe)
+
+
+def test_runs_of_versions_without_a_key_go_on(tmp_path: Path) -> None:
+    """A recipe as it was stored before there were several captions is the same run, and a change of them is told."""
+    recipe = load_recipe(write(tmp_path, base() | {"sources": [*base()["sources"], "openmoji"]}), [SIDE % ""])
+    content = recipe.model_dump(mode="json")
+    for key in CAPTION_KEYS:
+        del content["stages"][0]["image_text"][key]
+    before = Recipe.model_validate(content)
+    assert recipe_fingerprint(before) == recipe_fingerprint(recipe)
+    path = tmp_path / "recipe.yaml"
+    after = load_recipe(path, [SIDE % ", captions_per_image: 2, split_captions: sentences"])
+    assert recipe_differences(before, after) == [
+        "stages.0.image_text.captions_per_image: absent -> 2",
+        "stages.0.image_text.split_captions: absent -> 'sentences'",
+    ]
+
+
+SIDE = "stages.0.image_text={sources: [openmoji-short], batch_size: 4%s}"

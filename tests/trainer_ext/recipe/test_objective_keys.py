@@ -11,7 +11,7 @@ from tests.trainer_ext.recipe_trees import write
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import load_recipe
-from trainer_ext.recipe.schema import LOSS_RULES, Matryoshka, SideLoss
+from trainer_ext.recipe.schema import CAPTION_KEYS, LOSS_RULES, Matryoshka, SideLoss
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown loss": ([IMAGES % ", loss: siglop"], "Did you mean 'siglip'?"),
@@ -59,6 +59,28 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [PAIRS % ", temperature: train"],
         "temperature: must be a number above 0 or 'trained', got 'train'",
     ),
+    "no captions": (
+        [IMAGES % ", captions_per_image: 0"],
+        "captions_per_image: must be greater than or",
+    ),
+    "captions without end": (
+        [IMAGES % ", captions_per_image: 101"],
+        "captions_per_image: must be less than or",
+    ),
+    "captions of texts": (
+        [PAIRS % ", captions_per_image: 2"],
+        "stages.0.text.captions_per_image: is for the captions of pictures; this side has none. Take it out.",
+    ),
+    "sentences of texts": ([PAIRS % ", split_captions: sentences"], "text.split_captions: is for the captions of"),
+    "parts of captions": ([IMAGES % ", split_captions: words"], "image_text.split_captions: must be 'sentences'"),
+    "captions beside negatives": (
+        [CONTRASTED % ", captions_per_image: 2"],
+        "image_text.captions_per_image: is 2, and info_nce_plus contrasts whole captions with the row's",
+    ),
+    "sentences beside negatives": (
+        [CONTRASTED % ", split_captions: sentences"],
+        "image_text.split_captions: is 'sentences', and info_nce_plus contrasts whole captions",
+    ),
     "no dims": (["matryoshka={dims: []}"], "matryoshka.dims: List should have at least 1 item"),
     "dims too large": (
         ["matryoshka={dims: [16, 64]}"],
@@ -104,7 +126,8 @@ def test_recipes_of_the_guide_load(tmp_path: Path, snippet: str) -> None:
 
 
 def test_guide_shows_every_loss_and_names_every_option() -> None:
-    for name in (*SideLoss.model_fields, *Matryoshka.model_fields, "text_temperature", "false_negatives", "tile_size"):
+    own = (*SideLoss.model_fields, *CAPTION_KEYS, *Matryoshka.model_fields)
+    for name in (*own, "text_temperature", "false_negatives", "tile_size"):
         assert re.search(rf"`{name}`|{{{name}: |, {name}: ", GUIDE), f"docs/losses.md does not explain {name}"
     for loss in LOSS_RULES:
         assert f"`{loss}`" in GUIDE

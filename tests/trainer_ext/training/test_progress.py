@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 
 from tests.trainer_ext.tiny_run import RunFactory, trained
-from trainer_ext.training.monitoring import RATES
+from trainer_ext.training.monitoring import RATES, ThroughputCallback
 
 
 @pytest.mark.parametrize("bar", [True, False])
@@ -72,6 +72,18 @@ def test_speed_counts_pairs_and_unpadded_tokens_of_training_time(make_trainer: R
         assert seconds <= at - begins[index] - waited + 0.01
         assert seconds >= (at - begins[index] - waited) * 0.5
     assert not any(name in entry for entry in trainer.state.log_history for name in RATES)
+
+
+def test_a_picture_with_each_of_its_captions_is_a_pair(make_trainer: RunFactory, tmp_path: Path) -> None:
+    counts = []
+    for several in (1, 3):
+        trainer = make_trainer(tmp_path, f"stages.0.image_text.captions_per_image={several}")
+        callback, batch = ThroughputCallback(), next(iter(trainer.get_train_dataloader()))
+        callback.count(batch)
+        counts.append(callback.take()[0])
+        parts = [batch["image_text"], batch["text"]["query"], batch["text"]["positive"]]
+        assert counts[-1][1] == sum(int(part["attention_mask"].sum()) for part in parts)
+    assert [pairs for pairs, _ in counts] == [4 + 4, 3 * 4 + 4]
 
 
 def test_tensorboard_has_the_figures(make_trainer: RunFactory, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ SPEC = (
 )
 AUGMENTED = [f"stages.{stage}.augmentation={SPEC}" for stage in range(3)]
 BALANCED = ["sources.pictures.balance={key: tags, limit: 5}"]
+CAPTIONS = ["stages.0.image_text.captions_per_image=3", "stages.1.image_text.split_captions=sentences"]
 VARIANTS = {
     "every step": ["save_steps=1"],
     "workers": ["save_steps=2", "dataloader_num_workers=2"],
@@ -32,6 +33,7 @@ VARIANTS = {
     "rare logs": ["save_steps=2", "logging_steps=3"],
     "augmentation": ["save_steps=2", "dataloader_num_workers=1", *AUGMENTED],
     "balance": ["save_steps=2", "dataloader_num_workers=1", *BALANCED],
+    "captions": ["save_steps=2", "dataloader_num_workers=1", *AUGMENTED, *CAPTIONS],
 }
 
 
@@ -72,6 +74,7 @@ def assert_same_run(left: JinaCLIPTrainer, right: JinaCLIPTrainer) -> None:
         pytest.param("workers", 5, marks=pytest.mark.slow),
         pytest.param("augmentation", 5, marks=pytest.mark.slow),
         pytest.param("balance", 7, marks=pytest.mark.slow),
+        pytest.param("captions", 3, marks=pytest.mark.slow),
         ("cache", 5),
         pytest.param("accumulation", 7, marks=pytest.mark.slow),
         pytest.param("bf16", 7, marks=pytest.mark.slow),

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from tests.trainer_ext.tiny_run import RunFactory, assert_same_weights, make_processor, trained
+from trainer_ext.data.augmentation import row_generator
+from trainer_ext.data.captions import drawn_captions
 from trainer_ext.data.holdout import hold_out
+from trainer_ext.data.plan import Key
 from trainer_ext.losses.info_nce import info_nce
 from trainer_ext.training.validation import ValidationLoss
 
@@ -39,6 +42,27 @@ def test_it_is_the_loss_of_the_held_out_rows(make_trainer: RunFactory, tmp_path:
         figures["validation/loss_text"] + figures["validation/loss_image_text"], abs=1e-6
     )
     assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_several_captions_are_those_of_epoch_0(make_trainer: RunFactory, tmp_path: Path) -> None:
+    loss, trainer, held = measured(make_trainer, tmp_path / "run", "stages.0.image_text.captions_per_image=2")
+    model = trainer.model
+    model.processor = make_processor()
+    figures = loss(model, 0)
+    rows, temperature = held["pictures"], model.logit_scale.detach().neg().exp()
+    places = np.random.default_rng(0).permutation(len(rows)).tolist()
+    values = []
+    for start in range(0, len(places) - 3, 4):
+        chosen = places[start : start + 4]
+        keys = [Key(0, 0, "image_text", "pictures", 0, row) for row in chosen]
+        texts = [
+            drawn_captions(rows[row]["caption"], 2, row_generator(7, key, "captions"))
+            for row, key in zip(chosen, keys, strict=True)
+        ]
+        pictures = torch.from_numpy(model.encode_image([rows[row]["image"] for row in chosen]))
+        slots = [torch.from_numpy(model.encode_text([two[k] for two in texts], max_length=6)) for k in range(2)]
+        values += [info_nce(pictures, slot, temperature).item() for slot in slots]
+    assert figures["validation/loss_image_text"] == pytest.approx(sum(values) / len(values), abs=1e-5)
 
 
 def test_it_changes_no_weight_and_no_mode(make_trainer: RunFactory, tmp_path: Path) -> None:
