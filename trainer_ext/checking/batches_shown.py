@@ -88,6 +88,9 @@ def _rows(side: Mapping[str, Any], tokenizer: Any, limit: int) -> list[ShownRow]
     if "negatives" in side:
         negatives = _by_row(_texts("negative", side["negatives"], tokenizer, limit), len(rows))
         rows = [row + others for row, others in zip(rows, negatives, strict=True)]
+    if "short_caption" in side:
+        short = _texts("short caption", side["short_caption"], tokenizer, limit)
+        rows = [[*row, text] for row, text in zip(rows, short, strict=True)]
     if "pixel_values" in side:
         pictures = [thumbnail(pixels.numpy().transpose(1, 2, 0)) for pixels in side["pixel_values"]]
         return [ShownRow(texts, picture) for texts, picture in zip(rows, pictures, strict=True)]

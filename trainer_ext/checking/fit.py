@@ -24,6 +24,7 @@ from trainer_ext.checking.plan_shares import accumulated
 from trainer_ext.data.sources import load_sources
 from trainer_ext.files import read_json, write_json
 from trainer_ext.recipe.recipe import Recipe
+from trainer_ext.recipe.schema import Side
 from trainer_ext.run.failures import explain
 from trainer_ext.run.start import as_trained_here, initial_model, training_arguments
 from trainer_ext.training.trainer import JinaCLIPTrainer
@@ -86,10 +87,7 @@ def micro_recipe(recipe: Recipe, processes: int) -> Recipe:
             update={
                 "steps": STEPS,
                 "warmup_steps": 0,
-                **{
-                    name: side.model_copy(update={"batch_size": side.batch_size // parts})
-                    for name, side in stage.sides()
-                },
+                **{name: _micro_side(side, side.batch_size // parts) for name, side in stage.sides()},
             }
         )
         for stage in recipe.stages
@@ -98,6 +96,15 @@ def micro_recipe(recipe: Recipe, processes: int) -> Recipe:
     training = {**recipe.training, **quiet, "gradient_accumulation_steps": 1}
     nothing = {"evaluation": None, "image_cache": None}
     return recipe.model_copy(update={"stages": stages, "training": training, **nothing})
+
+
+def _micro_side(side: Side, rows: int) -> Side:
+    """The side with so many rows, and no more principal components."""
+    short = side.short_caption
+    if short is not None:
+        fewer = min(short.principal_components, rows)
+        short = short.model_copy(update={"principal_components": fewer})
+    return side.model_copy(update={"batch_size": rows, "short_caption": short})
 
 
 def try_steps(recipe: Recipe, processor: Path | None = None, processes: int = 1) -> Fit:

@@ -32,8 +32,8 @@ class JointDataset(Dataset[Row]):
     """Keys to rows: the columns of the source's row, and its ``key``.
 
     Of several captions one is drawn by the seed, source, row and epoch: another one in each epoch, the same one again
-    after a resume, whichever worker reads it; or as many as the stage asks for, then a list. Texts get the source's
-    prompts. A row whose image cannot be decoded is
+    after a resume, whichever worker reads it; or as many as the stage asks for, then a list. A stage with a short
+    caption finds it as ``short_caption``. Texts get the source's prompts. A row whose image cannot be decoded is
     replaced by another one of its source, drawn from the same numbers, within the source's ``max_broken_rows``.
 
     Args:
@@ -117,6 +117,8 @@ class JointDataset(Dataset[Row]):
         for name, prompt in source.prompts.items():
             several = isinstance(row[name], list)
             row[name] = [prompt + text for text in row[name]] if several else prompt + row[name]
+            if name == "caption" and "short_caption" in row:
+                row["short_caption"] = prompt + row["short_caption"]
             if name in RIGHT_ANSWERS and "negatives" in row:
                 row["negatives"] = [prompt + text for text in row["negatives"]]
         return row
@@ -125,6 +127,8 @@ class JointDataset(Dataset[Row]):
         key, side = row["key"], self._sides[row["key"].stage] if self._sides else None
         texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
         right = set(texts)
+        if side is not None and side.short_caption is not None:
+            row["short_caption"] = sentences(texts[0])[0]
         if side is not None and side.split_captions is not None:
             texts = [sentence for text in texts for sentence in sentences(text)]
         if side is not None and side.captions_per_image > 1:
@@ -154,7 +158,8 @@ class JointCollator:
 
         - image_text: ``pixel_values`` (batch, 3, size, size) uint8, not yet normalised, ``input_ids`` and
           ``attention_mask`` (batch, tokens), ``image_ids`` and ``text_ids`` (batch,); of several captions a picture the
-          texts and their ids are flat, row by row, (batch * captions, tokens) and (batch * captions,);
+          texts and their ids are flat, row by row, (batch * captions, tokens) and (batch * captions,); a stage's
+          ``short_caption``, a dict of ``input_ids`` and ``attention_mask``, with ``short_text_ids`` (batch,);
         - text: ``query`` and ``positive``, each a dict of ``input_ids`` and ``attention_mask``; ``query_ids``,
           ``positive_ids``; ``row_ids`` (batch,) of rows with an ``id``. Scored pairs have ``score`` (batch,), float32;
         - either, if its loss takes hard negatives: ``negatives``, a dict of ``input_ids`` and ``attention_mask`` that
@@ -190,6 +195,8 @@ class JointCollator:
         columns = {"caption": [text for row in rows for text in _captions(row)]}
         if stage.image_text is not None and LOSS_RULES[stage.image_text.loss].takes_negatives("image_text"):
             columns["negatives"] = [text for row in rows for text in row["negatives"]]
+        if "short_caption" in rows[0]:
+            columns["short_caption"] = [row["short_caption"] for row in rows]
         tokens = self._tokens(self._shown(columns, rows, stage), stage)
         side: dict[str, Any] = {
             "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
@@ -199,6 +206,9 @@ class JointCollator:
         }
         if "negatives" in columns:
             side |= {"negatives": tokens["negatives"], "negative_ids": stable_ids(columns["negatives"])}
+        if "short_caption" in columns:
+            short = tokens["short_caption"]
+            side |= {"short_caption": short, "short_text_ids": stable_ids(columns["short_caption"])}
         return side
 
     def _picture(self, row: Row, stage: Stage) -> Any:
@@ -288,9 +298,9 @@ def _text_generator(seed: int, key: Key, text: str, purpose: str) -> np.random.G
 
 
 def _prompt(row: Row, column: str) -> str:
-    """What stands before a column's texts; negatives have that of the right answers."""
+    """What stands before a column's texts; negatives have that of the right answers, short captions of captions."""
     prompts = row.get("prompts", {})
-    names = RIGHT_ANSWERS if column == "negatives" else (column,)
+    names = RIGHT_ANSWERS if column in ("negatives", "short_caption") else (column,)
     return next((prompts[name] for name in names if name in prompts), "")
 
 

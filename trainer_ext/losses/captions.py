@@ -1,4 +1,4 @@
-"""Several captions a picture (DreamLIP, arXiv 2403.17007): a loss for each of their slots.
+"""Several captions a picture (DreamLIP, arXiv 2403.17007): a loss for each of their slots; and a short one (Long-CLIP).
 
 With K captions of each of B pictures, T_k the k-th ones,
 
@@ -6,6 +6,13 @@ With K captions of each of B pictures, T_k the k-th ones,
 
 Each slot is a batch of B pairs by itself: its own denominators, and its own texts that are equal by chance. Captions of
 other slots are no candidates, so a picture's own further captions never are its negatives.
+
+A short caption names what is most of a picture, a long one its details. The primary component matching of Long-CLIP
+(arXiv 2403.15378, section 3) contrasts short captions S with the main directions of the pictures' unit vectors alone:
+
+    loss(I', S),   I' = (I - mean) V V' + mean
+
+V holds the first principal components of the whole batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer_ext.losses.logits import compute_dtype, unit
 
 # Of a side: its loss, terms beside it with their weights, what is logged.
 SideLosses = tuple[Tensor, dict[str, tuple[float, Tensor]], tuple[Tensor, Tensor, Tensor]]
@@ -63,6 +72,39 @@ def mean_of_slots(found: Sequence[SideLosses]) -> SideLosses:
     added = {name: (weight, _mean([each[name][1] for each in terms])) for name, (weight, _) in terms[0].items()}
     accuracy, of_pictures, of_captions = (_mean(figures) for figures in zip(*measured, strict=True))
     return _mean(losses), added, (accuracy, of_pictures, of_captions)
+
+
+def principal_part(vectors: Tensor, components: int) -> Tensor:
+    """Unit vectors (B, dim), moved onto the plane of their first principal components; ``I'`` of the module's text.
+
+    The gradient flows to the vectors through their mean and their place, not through V, which comes from a singular
+    value decomposition in fp32 (fp64 for fp64 input). A direction in which the vectors do not differ is no component:
+    it would be one of rounding errors, and so would its gradient. With all components the vectors stay as they are.
+
+    Raises:
+        ValueError: more components than vectors or dimensions.
+
+    >>> x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    >>> torch.equal(principal_part(x, 2).round(decimals=5), x)
+    True
+    """
+    most = min(vectors.shape)
+    if not 1 <= components <= most:
+        raise ValueError(
+            f"{components} principal components of {len(vectors)} vectors of {vectors.shape[1]} dimensions: there are "
+            f"at most {most}"
+        )
+    with torch.autocast(device_type=vectors.device.type, enabled=False):
+        units = unit(vectors, compute_dtype(vectors))
+        mean = units.mean(dim=0)
+        centered = units - mean
+        # What is not finite ends the run by its loss, with a better message than the decomposition's.
+        triangle = torch.linalg.qr(centered.detach().nan_to_num(), mode="r").R  # the same V, of at most dim rows
+        found = torch.linalg.svd(triangle, full_matrices=False)
+        basis = found.Vh[:components].T
+        if components < vectors.shape[1]:
+            basis = basis * (found.S[:components] > torch.finfo(units.dtype).eps * max(vectors.shape))
+        return centered @ basis @ basis.T + mean
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

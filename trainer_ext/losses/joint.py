@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_ext.losses.batch_metrics import in_batch_accuracy, mean_cosine, order_accuracy
-from trainer_ext.losses.captions import SideLosses, mean_of_slots, per_picture, slots
+from trainer_ext.losses.captions import SideLosses, mean_of_slots, per_picture, principal_part, slots
 from trainer_ext.losses.cosent import cosent
 from trainer_ext.losses.distillation import teacher_term
 from trainer_ext.losses.gather import Shard, gather_ids, gather_with_grad, replicated, shard_of
@@ -49,6 +49,7 @@ from trainer_ext.recipe.stages import Stage, TeacherSpec
 TEXT_SCALE = "text_logit_scale"
 COLUMNS = {"image_text": ("image", "caption"), "text": ("query", "positive")}
 NEGATIVES = {"image_text": "negative_caption", "text": "negatives"}
+BESIDE = {"image_text": (NEGATIVES["image_text"], "short_caption"), "text": (NEGATIVES["text"],)}
 _IDS = {"image_text": ("image_ids", "text_ids"), "text": ("query_ids", "positive_ids")}
 
 
@@ -182,9 +183,9 @@ class JointObjective(StoredParameters):
         Returns:
             the loss; and, detached, ``temperature`` and each side's ``loss_*`` and ``accuracy_*``, the share of rows
             whose own target scores highest among all candidates of the global batch (of scored pairs: the share of
-            comparisons in the right order); ``teacher_*``, ``earlier_*``, ``divergence_*`` and those ``TERMS`` that are
-            weighed; ``similarity_*``, the ``mean_cosine`` of its queries and of its targets; and where they are trained
-            ``temperature_text`` and the losses' own parameters, such as ``bias_image_text``.
+            comparisons in the right order); ``teacher_*``, ``short_caption_*``, ``earlier_*``, ``divergence_*`` and
+            those ``TERMS`` that are weighed; ``similarity_*``, the ``mean_cosine`` of its queries and of its targets;
+            and where they are trained ``temperature_text`` and the losses' own parameters, such as ``bias_image_text``.
         """
         terms = {"temperature": embeddings["temperature"].detach()}
         total = 0.0 * embeddings["temperature"]  # keeps the image side in the graph when a stage has no images
@@ -194,7 +195,7 @@ class JointObjective(StoredParameters):
             given: dict[str, Any] = {key: replicated(x) for key, x in parameters.items()} | {"temperature": temperature}
             side_loss: Callable[..., Any] = partial(self._side_loss, name, side, batch[name], **given)
             loss, added, measured = side_loss(embeddings)
-            added |= earlier_terms(side_loss, (*COLUMNS[name], NEGATIVES[name]), embeddings)
+            added |= earlier_terms(side_loss, (*COLUMNS[name], *BESIDE[name]), embeddings)
             weighted = sum((weight * value for weight, value in added.values()), loss)
             total = total + side.weight * weighted  # (4)
             terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": measured[0]}
@@ -271,8 +272,17 @@ class JointObjective(StoredParameters):
         losses = partial(self._pair_losses, name, side, temperature, parameters, shard)
         teacher = embeddings.get("teacher") if self.teacher is not None and name in self.teacher.sides else None
         if several == 1:
-            return losses(batch, vectors, teacher)
-        return mean_of_slots([losses(*slot) for slot in slots(batch, vectors, teacher)])
+            found = losses(batch, vectors, teacher)
+        else:
+            found = mean_of_slots([losses(*slot) for slot in slots(batch, vectors, teacher)])
+        if side.short_caption is not None:
+            short = gather_with_grad(embeddings["short_caption"], shard)
+            pairs = [principal_part(vectors[0], side.short_caption.principal_components), short]
+            plain = side.model_copy(update=dict.fromkeys(TERMS, 0.0))
+            ids = {**batch, "text_ids": batch["short_text_ids"]}
+            value, *_ = self._pair_losses(name, plain, temperature, parameters, shard, ids, pairs, None)
+            found[1]["short_caption"] = side.short_caption.weight, value
+        return found
 
     def _pair_losses(
         self,

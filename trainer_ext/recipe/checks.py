@@ -24,6 +24,7 @@ from trainer_ext.recipe.schema import (
     TASK_COLUMNS,
     TERMS,
     Matryoshka,
+    ShortCaption,
     Side,
     SideLoss,
     SideName,
@@ -144,13 +145,29 @@ def loss_problems(place: str, side_name: SideName, side: SideLoss) -> Iterator[P
 def caption_problems(place: str, side_name: SideName, side: Side) -> Iterator[Problem]:
     """Several captions, or parts of them, where a side has none or its loss takes one."""
     for option in CAPTION_KEYS:
-        if getattr(side, option) == Side.model_fields[option].default:
+        value = getattr(side, option)
+        if value == Side.model_fields[option].default:
             continue
         if side_name != "image_text":
             yield f"{place}.{option}", "is for the captions of pictures; this side has none. Take it out."
         elif LOSS_RULES[side.loss].takes_negatives(side_name):
             words = f"and {side.loss} contrasts whole captions with the row's negatives. Take it out, or use info_nce."
-            yield f"{place}.{option}", f"is {getattr(side, option)!r}, {words}"
+            shown = value.model_dump() if isinstance(value, ShortCaption) else value
+            yield f"{place}.{option}", f"is {shown!r}, {words}"
+
+
+def component_problems(stages: Sequence[Stage], width: int, accumulated: int) -> Iterator[Problem]:
+    """More principal components than vectors have numbers, or one of ``accumulated`` micro-batches has pictures."""
+    for position, stage in enumerate(stages):
+        side = stage.image_text
+        if side is None or side.short_caption is None:
+            continue
+        asked = side.short_caption.principal_components
+        rows = side.batch_size // accumulated
+        if asked > min(width, rows):
+            words = f"is {asked}, but vectors of {width} numbers of {rows} pictures have at most {min(width, rows)}."
+            words += f" Use at most {min(width, rows)}."
+            yield f"stages.{position}.image_text.short_caption.principal_components", words
 
 
 def matryoshka_problems(place: str, matryoshka: Matryoshka) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveFloat, ValidationError, field_validator, mod
 from pydantic_core import PydanticCustomError
 
 from trainer_ext.recipe.checks import (
+    component_problems,
     embedding_width,
     left_out_problems,
     matryoshka_problems,
@@ -140,7 +141,9 @@ class Recipe(Strict):
         return [source for source in self.sources if source.name in names]
 
     def width_problems(self, width: int) -> Iterator[Problem]:
-        """The Matryoshka losses and truncated evaluations that an embedding of this width cannot have."""
+        """The Matryoshka losses, principal components and truncated evaluations that this width cannot have."""
+        accumulated = self.training.get("gradient_accumulation_steps") or 1
+        yield from component_problems(self.stages, width, accumulated)
         if self.matryoshka is not None:
             yield from left_out_problems("matryoshka", self.matryoshka, width)
         for position, stage in enumerate(self.stages):

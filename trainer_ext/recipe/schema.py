@@ -142,7 +142,7 @@ Temperature = float | Literal["trained"]
 FalseNegatives = Literal["mask", "positive", "keep"]
 
 # Keys of a side about its captions, which pictures alone have.
-CAPTION_KEYS = ("captions_per_image", "split_captions")
+CAPTION_KEYS = ("captions_per_image", "split_captions", "short_caption")
 # Terms beside a side's loss, for pairs that are all true; their functions are in ``losses.joint``.
 TERMS = ("alignment", "uniformity", "cross_uniformity")
 SIDES: tuple[SideName, ...] = ("image_text", "text")
@@ -284,6 +284,16 @@ def trains_temperature(side_name: SideName, side: SideLoss) -> bool:
     return side.temperature == "trained" or (side.temperature is None and side_name == "image_text")
 
 
+class ShortCaption(Strict):
+    """A contrast beside a side's loss: the first sentence of a picture against its vector's main directions alone.
+
+    ``principal_components`` are kept of the batch's picture vectors; ``weight`` is the term's in the sum.
+    """
+
+    principal_components: PositiveInt
+    weight: PositiveFloat = 1.0
+
+
 class Side(SideLoss):
     """One half of a joint step: which sources feed it, how many rows a step takes, and its loss.
 
@@ -293,7 +303,7 @@ class Side(SideLoss):
     of them, drawn by P(source) = rows ** sampling_alpha * weight / sum: 1 is the paper's (arXiv 2405.20204), lower
     values help small sources (XLM-R's alpha, arXiv 1911.02116), and at 0 weights alone decide.
     ``split_captions`` puts the sentences of a picture's captions in their place; ``captions_per_image`` of them are
-    drawn.
+    drawn. ``short_caption`` adds a contrast with the first one's first sentence.
     """
 
     sources: Annotated[list[str], Field(min_length=1)]
@@ -301,3 +311,4 @@ class Side(SideLoss):
     sampling_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     captions_per_image: Annotated[int, Field(ge=1, le=MAX_CAPTIONS)] = 1
     split_captions: Literal["sentences"] | None = None
+    short_caption: ShortCaption | None = None

@@ -22,6 +22,8 @@ def encoder_inputs(batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         inputs["caption"] = {name: side[name] for name in ("input_ids", "attention_mask")}
         if "negatives" in side:
             inputs["negative_caption"] = side["negatives"]
+        if "short_caption" in side:
+            inputs["short_caption"] = side["short_caption"]
     if "text" in batch:
         inputs |= {name: batch["text"][name] for name in ("query", "positive", "negatives") if name in batch["text"]}
     return inputs

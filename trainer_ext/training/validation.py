@@ -48,7 +48,7 @@ class ValidationLoss:
         self, recipe: Recipe, held: Mapping[str, Dataset], processor: JinaCLIPProcessor, objective: JointObjective
     ) -> None:
         plain = {"random_resized_crop": None, "augmentation": None}
-        self._stages = [stage.model_copy(update=plain) for stage in recipe.stages]
+        self._stages = [_without_short_caption(stage.model_copy(update=plain)) for stage in recipe.stages]
         self._held = dict(held)
         sources = [source for source in recipe.sources if source.name in self._held]
         self._rows = JointDataset(sources, self._held, recipe.seed, stages=self._stages)
@@ -112,6 +112,12 @@ class ValidationLoss:
 def _only(stage: Stage, name: SideName) -> Stage:
     """The stage with one side alone."""
     return stage.model_copy(update={other: None for other in SIDES if other != name})
+
+
+def _without_short_caption(stage: Stage) -> Stage:
+    """Terms beside the losses are not measured, and this one would embed texts of its own."""
+    side = stage.image_text
+    return stage.model_copy(update={"image_text": side and side.model_copy(update={"short_caption": None})})
 
 
 def validation_problems(recipe: Recipe, held: Collection[str]) -> Iterator[Problem]:

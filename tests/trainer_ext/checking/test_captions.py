@@ -10,6 +10,7 @@ from tests.trainer_ext.tiny_run import make_processor, write_data
 from trainer_ext.checking.batches_shown import stage_batches
 from trainer_ext.checking.check import Checked, check
 from trainer_ext.checking.findings import Finding
+from trainer_ext.checking.fit import micro_recipe
 from trainer_ext.checking.plan_shares import make_plan
 from trainer_ext.data.sources import load_sources
 from trainer_ext.recipe.recipe import Recipe, load_recipe
@@ -71,3 +72,23 @@ def test_batches_show_every_caption_of_a_picture(folder: Path) -> None:
     )
     assert all([text.name for text in row.texts] == ["caption", "caption"] for row in batch.rows)
     assert ["four", "four"] in [[text.text for text in row.texts] for row in batch.rows]
+
+
+def test_batches_show_the_short_caption(folder: Path) -> None:
+    recipe = recipe_of(folder, short_caption={"principal_components": 2})
+    [batch] = stage_batches(
+        recipe, load_sources(recipe.used_sources()), make_processor(), make_plan(recipe, {"photos": 4})
+    )
+    shown = {row.texts[1].text for row in batch.rows}
+    assert {row.texts[1].name for row in batch.rows} == {"short caption"}
+    assert {"four", "one"} < shown
+
+
+def test_a_tried_step_has_no_more_components_than_pictures(folder: Path) -> None:
+    """One of four processes holds one picture; the run itself has four."""
+    recipe = recipe_of(folder, short_caption={"principal_components": 3})
+    short = micro_recipe(recipe, processes=4)
+    side = short.stages[0].image_text
+    assert (side.batch_size, side.short_caption.principal_components) == (1, 1)
+    assert micro_recipe(recipe, processes=1).stages[0].image_text.short_caption.principal_components == 3
+    assert not list(short.width_problems(16))

@@ -19,7 +19,7 @@ from trainer_ext.data.batches import JointCollator, JointDataset, stable_ids
 from trainer_ext.data.captions import drawn_captions, sentences
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import load_sources
-from trainer_ext.recipe.schema import Side, Source
+from trainer_ext.recipe.schema import ShortCaption, Side, Source
 from trainer_ext.recipe.stages import Augmentation, Stage
 
 SPLIT = {
@@ -152,6 +152,19 @@ def test_one_sentence_is_drawn_of_all_captions() -> None:
     assert min(found.values()) > 70
 
 
+@pytest.mark.parametrize("several", [1, 2])
+def test_the_short_caption_is_the_first_sentence_of_the_first_caption(several: int) -> None:
+    stage = make_stage(captions_per_image=several, short_caption=ShortCaption(principal_components=2))
+    rows, without = rows_of(stage, prompts={"caption": "a photo: "}), rows_of(make_stage(captions_per_image=several))
+    for index, first in enumerate(["One red bar.", "four", "five is six."]):
+        for epoch in range(3):
+            row = rows[key(index, epoch)]
+            assert row["short_caption"] == f"a photo: {first}"
+            drawn = without[key(index, epoch)]["caption"]
+            assert row["caption"] == (f"a photo: {drawn}" if several == 1 else [f"a photo: {one}" for one in drawn])
+    assert "short_caption" not in without[key(0)]
+
+
 def test_stages_may_differ() -> None:
     stages = make_stage(), make_stage(captions_per_image=2), Stage(name="t", steps=1, learning_rate=1e-3, max_length=9)
     rows = rows_of(*stages)
@@ -205,3 +218,18 @@ def test_each_of_several_changes_by_numbers_of_its_own() -> None:
     )
     assert alone[0].tolist() == three[0].tolist()
     assert len({tuple(ids.tolist()) for ids in three}) == 3
+
+
+def test_a_short_caption_is_a_column_of_its_own() -> None:
+    """Padded and changed by itself, its prompt whole."""
+    stage = make_stage(short_caption=ShortCaption(principal_components=1))
+    changed = stage.model_copy(update={"augmentation": Augmentation(word_deletion=0.9)})
+    rows = [image_row(0, "a one red bar on two"), image_row(1, "a bar is five")]
+    for row, short in zip(rows, ("a one red bar", "a bar"), strict=True):
+        row |= {"short_caption": short, "prompts": {"caption": "a "}}
+    plain, deleted = (JointCollator(make_processor(), [one])(rows)["image_text"] for one in (stage, changed))
+    assert plain["short_caption"]["attention_mask"].sum(dim=1).tolist() == [6, 4]
+    assert plain["short_text_ids"].tolist() == stable_ids(["a one red bar", "a bar"]).tolist()
+    assert deleted["short_text_ids"].tolist() == plain["short_text_ids"].tolist()
+    assert deleted["short_caption"]["attention_mask"].sum(dim=1).tolist() == [4, 4]
+    assert (deleted["short_caption"]["input_ids"][:, 1] == plain["short_caption"]["input_ids"][0, 1]).all()

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer_ext.losses.captions import principal_part
 from trainer_ext.losses.info_nce import info_nce
 from trainer_ext.losses.joint import JointObjective
 from trainer_ext.losses.siglip import siglip
-from trainer_ext.recipe.schema import Matryoshka, Side
+from trainer_ext.recipe.schema import Matryoshka, ShortCaption, Side
 from trainer_ext.recipe.stages import Stage, TeacherSpec
 
 ROWS, COUNT, DIM = 5, 3, 8
@@ -146,3 +147,105 @@ def test_guessing_costs_as_much_as_with_one_caption() -> None:
 def test_a_batch_with_one_caption_is_refused() -> None:
     with pytest.raises(ValueError, match="captions_per_image is 3, but the batch has 5 captions for 5 pictures"):
         JointObjective()(stage_of(captions_per_image=COUNT), ids_of(torch.arange(ROWS)), embedded(ROWS))
+
+
+# --- the short caption -------------------------------------------------------------------------------------------
+
+
+def by_eigenvectors(vectors: Tensor, components: int) -> Tensor:
+    """Another way to the components: eigenvectors of the covariance, in float64."""
+    x = F.normalize(vectors.detach().double(), dim=-1)
+    mean = x.mean(dim=0)
+    _, found = torch.linalg.eigh((x - mean).T @ (x - mean))
+    basis = found.flip(1)[:, :components]
+    return (x - mean) @ basis @ basis.T + mean
+
+
+@pytest.mark.parametrize(("rows", "dim", "components"), [(9, 4, 2), (9, 4, 3), (5, 12, 2), (5, 12, 4), (6, 6, 1)])
+def test_the_principal_part_is_that_of_the_covariance(rows: int, dim: int, components: int) -> None:
+    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(rows)) * 3.0
+    found = principal_part(x, components)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), by_eigenvectors(x, components), rtol=0.0, atol=2e-6)
+    centered = F.normalize(x, dim=-1) - F.normalize(x, dim=-1).mean(dim=0)
+    assert torch.linalg.matrix_rank(found - found.mean(dim=0), atol=1e-4).item() == components
+    assert (found - F.normalize(x, dim=-1)).square().sum() < centered.square().sum()
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(9, 4), (4, 9), (5, 5), (1, 3)])
+def test_all_components_are_the_identity(rows: int, dim: int) -> None:
+    """In value and gradient."""
+    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(rows, dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole, units = principal_part(x, min(rows, dim)), F.normalize(x, dim=-1)
+    torch.testing.assert_close(whole, units)
+    if rows >= dim:  # with fewer rows V has no directions outside of their plane
+        [found], [expected] = (torch.autograd.grad((y * weights).sum(), x) for y in (whole, units))
+        torch.testing.assert_close(found, expected)
+
+
+def test_no_gradient_flows_through_the_components() -> None:
+    """That of a map with V held fast: to the place of each vector, and to all by their mean."""
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(7, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    units = F.normalize(x, dim=-1)
+    fixed = units.detach() - units.detach().mean(dim=0)
+    basis = torch.linalg.svd(fixed, full_matrices=False).Vh[:2].T
+    expected = (units - units.mean(dim=0)) @ basis @ basis.T + units.mean(dim=0)
+    [found], [wanted] = (torch.autograd.grad((y * weights).sum(), x) for y in (principal_part(x, 2), expected))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_rounding_errors_are_no_component() -> None:
+    """Two vectors differ in one direction: a second component is one of none, with the gradient of the first alone."""
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    weights = torch.randn(2, 8, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    found = []
+    for dtype, components in ((torch.float64, 1), (torch.float64, 2), (torch.float32, 2)):
+        y = x.to(dtype).requires_grad_()
+        part = principal_part(y, components)
+        torch.testing.assert_close(part.double(), F.normalize(x, dim=-1), rtol=0.0, atol=1e-6)
+        found += torch.autograd.grad((part * weights.to(dtype)).sum(), y)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2].double(), found[0], rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "components"), [((3, 8), 4), ((8, 3), 4), ((3, 8), 0)])
+def test_components_that_there_are_not(shape: tuple[int, int], components: int) -> None:
+    words = rf"{components} principal components of {shape[0]} vectors of {shape[1]} dimensions: there are at most 3"
+    with pytest.raises(ValueError, match=words):
+        principal_part(torch.ones(shape), components)
+
+
+def test_vectors_that_are_no_numbers_stay_so() -> None:
+    """The run ends by its loss, whose message says where; the decomposition would end it first."""
+    x = torch.ones(4, 3)
+    x[1, 1] = torch.nan
+    assert principal_part(x, 2).isnan().any()
+    assert torch.equal(principal_part(torch.ones(4, 3), 2), F.normalize(torch.ones(4, 3), dim=-1))
+
+
+@pytest.mark.parametrize("tile_size", [None, 2])
+@pytest.mark.parametrize("several", [1, COUNT])
+@pytest.mark.parametrize("loss", ["info_nce", "siglip"])
+def test_a_short_caption_is_a_loss_beside_the_side_s(several: int, tile_size: int | None, loss: str) -> None:
+    """With the same options, equal texts of its own, and no terms."""
+    vectors = embedded(ROWS * several)
+    vectors["short_caption"] = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(9)).requires_grad_()
+    ids = {"image_ids": torch.arange(ROWS), "text_ids": torch.arange(ROWS * several)}
+    short_ids = torch.tensor([7, 7, 8, 9, 10])
+    batch = {"image_text": ids | {"short_text_ids": short_ids}}
+    keys = {"loss": loss, "captions_per_image": several, "uniformity": 0.5}
+    stages = stage_of(**keys), stage_of(**keys, short_caption=ShortCaption(principal_components=2, weight=0.3))
+    objective = JointObjective(tile_size=tile_size, stages=stages)
+    plain, _ = objective(stages[0], batch, vectors)
+    whole, terms = objective(stages[1], batch, vectors)
+    part = principal_part(vectors["image"], 2)
+    function = siglip if loss == "siglip" else info_nce
+    short = function(part, vectors["short_caption"], 0.2, target_ids=short_ids)
+    torch.testing.assert_close(terms["short_caption_image_text"], short.detach())
+    torch.testing.assert_close(whole, plain + 0.3 * short)
+    for name in ("image", "short_caption"):
+        [found] = torch.autograd.grad(whole - plain, vectors[name], retain_graph=True)
+        [expected] = torch.autograd.grad(0.3 * short, vectors[name], retain_graph=True)
+        torch.testing.assert_close(found, expected)

@@ -54,6 +54,7 @@ OPTIONS: dict[str, list[str]] = {
     "weights": [IMAGES % ", weight: 0.25", PAIRS % ", weight: 3.0"],
     "siglip": [IMAGES % ", loss: siglip", PAIRS % ""],
     "several captions": [IMAGES % ", captions_per_image: 3", PAIRS % ""],
+    "short caption": [IMAGES % ", short_caption: {principal_components: 2, weight: 0.5}", PAIRS % ""],
     "scored pairs": [IMAGES % "", SCORED % ""],
     "matryoshka": [IMAGES % "", TRIPLETS % "", "matryoshka={dims: [16, 4], weights: [1.0, 0.5]}"],
     "matryoshka of siglip and scores": [
@@ -83,6 +84,7 @@ SCALES = {name: {"logit_scale"} for name in OPTIONS} | {
 # Of what is logged, in the loss.
 WEIGHTS = {
     "weights": {"loss_image_text": 0.25, "loss_text": 3.0},
+    "short caption": {"loss_image_text": 1.0, "short_caption_image_text": 0.5, "loss_text": 1.0},
     "terms": {
         "loss_image_text": 1.0,
         "alignment_image_text": 0.5,
@@ -267,6 +269,7 @@ def test_a_stage_leaves_what_it_does_not_train(
 CACHED = [
     "negative captions",
     "several captions",
+    "short caption",
     "matryoshka of siglip and scores, sentences",
     "matryoshka of siglip and scores",
     "terms",
@@ -296,6 +299,7 @@ TWO = [
     pytest.param("matryoshka of siglip and scores", ["gradient_cache_chunk_size=1"], id="siglip, scores, cache"),
     pytest.param("negative captions", ["gradient_cache_chunk_size=1", *TERMS], id="negatives, terms, cache"),
     pytest.param("several captions", ["gradient_cache_chunk_size=1", *TERMS], id="several captions, terms, cache"),
+    pytest.param("short caption", ["gradient_cache_chunk_size=1", *TERMS], id="short caption, terms, cache"),
     pytest.param("trained text temperature", [], id="trained text temperature", marks=pytest.mark.slow),
     pytest.param("siglip", ["gradient_accumulation_steps=2"], id="siglip, accumulation", marks=pytest.mark.slow),
     *(

@@ -61,10 +61,14 @@ def test_runs_of_versions_without_a_key_go_on(tmp_path: Path) -> None:
     before = Recipe.model_validate(content)
     assert recipe_fingerprint(before) == recipe_fingerprint(recipe)
     path = tmp_path / "recipe.yaml"
-    after = load_recipe(path, [SIDE % ", captions_per_image: 2, split_captions: sentences"])
+    after = load_recipe(
+        path, [SIDE % ", captions_per_image: 2, split_captions: sentences, short_caption: {principal_components: 3}"]
+    )
     assert recipe_differences(before, after) == [
         "stages.0.image_text.captions_per_image: absent -> 2",
         "stages.0.image_text.split_captions: absent -> 'sentences'",
+        "stages.0.image_text.short_caption.principal_components: absent -> 3",
+        "stages.0.image_text.short_caption.weight: absent -> 1.0",
     ]
 
 

@@ -11,7 +11,9 @@ from tests.trainer_ext.recipe_trees import write
 from trainer_ext.recipe.problems import RecipeError
 from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import load_recipe
-from trainer_ext.recipe.schema import CAPTION_KEYS, LOSS_RULES, Matryoshka, SideLoss
+from trainer_ext.recipe.schema import CAPTION_KEYS, LOSS_RULES, Matryoshka, ShortCaption, SideLoss
+
+SHORT = ", short_caption: {{principal_components: {}}}"
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown loss": ([IMAGES % ", loss: siglop"], "Did you mean 'siglip'?"),
@@ -81,6 +83,26 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [CONTRASTED % ", split_captions: sentences"],
         "image_text.split_captions: is 'sentences', and info_nce_plus contrasts whole captions",
     ),
+    "short caption of texts": ([PAIRS % SHORT.format(3)], "text.short_caption: is for the captions of pictures"),
+    "short caption beside negatives": (
+        [CONTRASTED % SHORT.format(3)],
+        "short_caption: is {'principal_components': 3, 'weight': 1.0}, and info_nce_plus contrasts whole captions",
+    ),
+    "no components": ([IMAGES % SHORT.format(0)], "short_caption.principal_components: must be greater than 0"),
+    "no number": ([IMAGES % ", short_caption: {weight: 1.0}"], "short_caption.principal_components: is required"),
+    "more components than pictures": (
+        [IMAGES % SHORT.format(5)],
+        "stages.0.image_text.short_caption.principal_components: is 5, but vectors of 16 numbers of 4 pictures have at "
+        "most 4. Use at most 4.",
+    ),
+    "more components than pictures of a micro-batch": (
+        [IMAGES % SHORT.format(3), "gradient_accumulation_steps=2"],
+        "principal_components: is 3, but vectors of 16 numbers of 2 pictures have at most 2.",
+    ),
+    "more components than numbers": (
+        ["stages.0.image_text={sources: [pictures], batch_size: 20, short_caption: {principal_components: 17}}"],
+        "principal_components: is 17, but vectors of 16 numbers of 20 pictures have at most 16.",
+    ),
     "no dims": (["matryoshka={dims: []}"], "matryoshka.dims: List should have at least 1 item"),
     "dims too large": (
         ["matryoshka={dims: [16, 64]}"],
@@ -126,7 +148,7 @@ def test_recipes_of_the_guide_load(tmp_path: Path, snippet: str) -> None:
 
 
 def test_guide_shows_every_loss_and_names_every_option() -> None:
-    own = (*SideLoss.model_fields, *CAPTION_KEYS, *Matryoshka.model_fields)
+    own = (*SideLoss.model_fields, *CAPTION_KEYS, *ShortCaption.model_fields, *Matryoshka.model_fields)
     for name in (*own, "text_temperature", "false_negatives", "tile_size"):
         assert re.search(rf"`{name}`|{{{name}: |, {name}: ", GUIDE), f"docs/losses.md does not explain {name}"
     for loss in LOSS_RULES:

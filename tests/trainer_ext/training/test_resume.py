@@ -23,7 +23,11 @@ SPEC = (
 )
 AUGMENTED = [f"stages.{stage}.augmentation={SPEC}" for stage in range(3)]
 BALANCED = ["sources.pictures.balance={key: tags, limit: 5}"]
-CAPTIONS = ["stages.0.image_text.captions_per_image=3", "stages.1.image_text.split_captions=sentences"]
+CAPTIONS = [
+    "stages.0.image_text.captions_per_image=3",
+    "stages.1.image_text.split_captions=sentences",
+    "stages.1.image_text.short_caption={principal_components: 2}",
+]
 VARIANTS = {
     "every step": ["save_steps=1"],
     "workers": ["save_steps=2", "dataloader_num_workers=2"],

@@ -65,6 +65,16 @@ def test_several_captions_are_those_of_epoch_0(make_trainer: RunFactory, tmp_pat
     assert figures["validation/loss_image_text"] == pytest.approx(sum(values) / len(values), abs=1e-5)
 
 
+def test_the_short_caption_is_no_part_of_it(make_trainer: RunFactory, tmp_path: Path) -> None:
+    """As other terms beside a loss; few held-out rows may have fewer components than a batch."""
+    found = [
+        measured(make_trainer, tmp_path / "run", *more)
+        for more in ([], ["stages.0.image_text.short_caption={principal_components: 4}"])
+    ]
+    figures = [loss(trainer.model, 0) for loss, trainer, _ in found]
+    assert figures[0] == figures[1]
+
+
 def test_it_changes_no_weight_and_no_mode(make_trainer: RunFactory, tmp_path: Path) -> None:
     plain = trained(make_trainer(tmp_path / "plain"))
     loss, trainer, _ = measured(make_trainer, tmp_path / "watched")
