@@ -28,6 +28,7 @@ from .modeling_jina_clip import JinaCLIPModel, JinaCLIPOutput, JinaCLIPPreTraine
 from .modeling_jina_clip_masked_lm import JinaCLIPTextForMaskedLM
 from .modeling_jina_clip_text import JinaCLIPTextModel
 from .modeling_jina_clip_vision import JinaCLIPVisionModel
+from .packed_jina_clip import pack_weights
 from .processing_jina_clip import JinaCLIPProcessor
 from .records_jina_clip import encode_record, fuse_vectors
 
@@ -49,6 +50,7 @@ __all__ = [
     "fuse_vectors",
     "initialize_towers",
     "open_image",
+    "pack_weights",
     "register",
     "save_published",
     "shortened",

@@ -287,6 +287,7 @@ RUN_SLOWLY = {
     "from trainer_ext.demo_data import load_table, prepare": "prepares the data",
     "from trainer_ext import train": "trains",
     "from trainer_ext import merge": "merges",
+    "from modeling_jina_clip import JinaCLIPModel, pack_weights": "",
 }
 SNIPPETS_NOT_RUN = {
     "from torch.nn.functional import cosine_similarity": "trained by tests/trainer_ext/losses/test_register.py",

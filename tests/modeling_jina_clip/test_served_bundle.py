@@ -24,6 +24,7 @@ NOT_SERVED = {
     "checkpoints_jina_clip.py",
     "layers_jina_clip.py",
     "modeling_jina_clip_masked_lm.py",
+    "packed_jina_clip.py",
     "records_jina_clip.py",
     "__init__.py",
 }

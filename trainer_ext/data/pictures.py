@@ -47,7 +47,7 @@ class PictureReader:
         if recipe.image_decoding == "fast":
             sizes = [processor.image_processor.size for processor in processors if processor is not None]
             self._least = [least_side(stage, sizes) for stage in recipe.stages]
-        self._cache = recipe.image_cache and self._opened(recipe.image_cache)
+        self._cache = None if recipe.image_cache is None else self._opened(recipe.image_cache)
 
     def _opened(self, spec: ImageCacheSpec) -> PictureCache:
         size = max(stage.image_size or self._fitting.size for stage in self._stages)
