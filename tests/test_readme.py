@@ -83,7 +83,7 @@ def test_every_example_has_its_line() -> None:
     table = re.findall(r"^\| .*", (ROOT / "examples" / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     listed = set(re.findall(r"`(\w+(?:\.py|/))`", "".join(table)))
     scripts = {path.name: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "examples").glob("*.py")}
-    assert listed == {*scripts, "app/"}
+    assert listed == {*scripts, "app/", "study/"}
     assert max(scripts.values()) < 180
 
 

@@ -210,7 +210,7 @@ def reading(measured: Mapping[str, Any] | None) -> list[str]:
         *lines,
         f"- decoding, cropping to 224 px and scaling: {decoded:.0f} JPEG pictures of 256 px a second and core "
         f"(measured: {where}, {measured['pictures']} pictures, CPU seconds), so "
-        f"{math.ceil(rate / decoded)} cores a GPU",
+        f"{rate / decoded:.1f} cores for each GPU",
     ]
 
 

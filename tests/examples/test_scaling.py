@@ -1,4 +1,4 @@
-"""docs/scaling.md: fits that find what made the points, arithmetic against counted models, and the page from the script."""
+"""docs/scaling.md: fits find what made the points, arithmetic is that of counted models, the page is the script's."""
 
 import numpy as np
 import pytest

@@ -14,9 +14,10 @@ from benchmarks.paired import DONE
 from examples.study.peers import clip_encoders, minilm, train_clip
 from examples.study.rows import ROWS, append_row, read_rows
 from examples.study.run import ARMS, SEEDLESS, Study, chosen, count, main, read_arms
-from examples.study.shared import data_names
+from examples.study.shared import MAKERS, data_names
 from examples.study.tables import BLOCK, COLUMNS, PAGE, cell, runs_of, table, with_tables
 from examples.study.tables import main as write_tables
+from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
 from tests.trainer_ext.tiny_run import write_data, write_recipe
 from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import load_recipe
@@ -38,6 +39,9 @@ def test_an_arm_is_a_recipe(name: str, tmp_path: Path) -> None:
     shutil.copy(find_resource("models", "openmoji-small"), tmp_path / "config.json")
     (tmp_path / "tower").mkdir()
     (tmp_path / "tower" / "any.safetensors").touch()
+    for made, (maker, *arguments) in CONTENT["data"].items():
+        if maker == "preset":
+            MAKERS[maker](tmp_path / made, *arguments)
     overrides = study(tmp_path).overrides(ALL_ARMS[name])
     assert set(data_names(overrides)) <= CONTENT["data"].keys()
     placed = [text.replace("{data}", str(tmp_path)).replace("{start}", str(tmp_path)) for text in overrides]
@@ -45,6 +49,17 @@ def test_an_arm_is_a_recipe(name: str, tmp_path: Path) -> None:
     assert not recipe.training.get("bf16", False)
     shorter = study(tmp_path, steps=2).overrides(ALL_ARMS[name])
     assert len(shorter) == len(overrides) + len(recipe.stages)
+
+
+def test_a_narrower_preset_keeps_its_heads_and_ratios(tmp_path: Path) -> None:
+    MAKERS["preset"](tmp_path / "narrow.json", "openmoji-small", 64)
+    narrow = JinaCLIPConfig.from_json_file(tmp_path / "narrow.json")
+    whole = JinaCLIPConfig.from_json_file(find_resource("models", "openmoji-small"))
+    assert (narrow.text_config.hidden_size, narrow.vision_config.width, narrow.projection_dim) == (64, 64, 64)
+    assert narrow.text_config.intermediate_size / 64 == whole.text_config.intermediate_size / 256
+    assert 64 / narrow.text_config.num_attention_heads == 256 / whole.text_config.num_attention_heads
+    assert narrow.vision_config.layers == whole.vision_config.layers
+    JinaCLIPModel(narrow)
 
 
 def test_arms_differ_and_none_is_asked_for_twice(tmp_path: Path) -> None:
