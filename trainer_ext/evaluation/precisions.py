@@ -1,7 +1,7 @@
 """Vectors in fewer bits, as vector stores keep them; equal to ``quantize_embeddings`` of sentence-transformers 6.
 
 ``int8``: 256 steps a component between its smallest and largest value; scored by the cosine of the codes, as
-sentence-transformers scores them. (The codes of its version 5 are one step higher below zero: it cuts towards zero.)
+sentence-transformers scores them. (The codes of its version 5.5 are one step higher below zero: it cuts towards zero.)
 ``binary``: the sign alone; the cosine of signs orders as the Hamming distance does.
 """
 

@@ -184,10 +184,10 @@ def test_a_table_of_many_columns_is_read_soon(tmp_path: Path) -> None:
     """Each column's type was looked up in a schema made anew: 1,500 columns took ten minutes."""
     more = ",x" * 1500
     path = write_csv(tmp_path / "rows.csv", ["q,a" + "".join(f",c{n}" for n in range(1500)), f"one,1{more}"])
-    began = time.monotonic()
+    began = time.process_time()  # not the clock's, which other processes share
     [row] = read(pair_source(path, "csv", columns=COLUMNS), 1)
     assert row["query"] == "one"
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60
 
 
 @pytest.mark.parametrize("location", ["n" * 300 + ".csv", "a\0b.csv", "/".join(["n" * 200] * 40)])

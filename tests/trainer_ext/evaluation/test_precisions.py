@@ -20,7 +20,7 @@ def test_codes_are_those_of_sentence_transformers(monkeypatch, block):
     monkeypatch.setattr(precisions, "BLOCK", block)
     vectors = units(150, 24)
     vectors[:, 3] = 0.25  # a component that never changes
-    # Not its "int8": version 5 cuts its codes towards zero, so those below zero are one step too high.
+    # Not its "int8": version 5.5 cuts its codes towards zero, so those below zero are one step too high.
     expected = quantize_embeddings(vectors, "uint8").astype(int) - 128
     np.testing.assert_array_equal(codes(Rows(vectors), "int8"), expected)
     signs = codes(Rows(vectors), "binary")
