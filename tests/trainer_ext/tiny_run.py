@@ -198,7 +198,8 @@ class RunFactory:
 
     def __init__(self, recipe: Path) -> None:
         self.recipe = recipe
-        self.tables = load_sources(load_recipe(recipe).sources)
+        self.sources = load_recipe(recipe).sources
+        self.tables = load_sources(self.sources)
 
     def __call__(
         self,
@@ -209,12 +210,12 @@ class RunFactory:
         evaluate_fn: Callable[[Any, Any], dict[str, float]] | None = None,
     ) -> JinaCLIPTrainer:
         recipe = load_recipe(self.recipe, overrides)
-        balanced = [source for source in recipe.sources if source.balance is not None]
+        changed = [source for source in recipe.sources if source not in self.sources]
         return JinaCLIPTrainer(
             model=make_model(dropout, sizes=sizes_of(recipe.model)),
             args=training_arguments(recipe, output_dir),
             recipe=recipe,
-            train_dataset=self.tables | load_sources(balanced),
+            train_dataset=self.tables | load_sources(changed),
             processing_class=make_processor(),
             evaluate_fn=evaluate_fn,
             callbacks=list(callbacks),

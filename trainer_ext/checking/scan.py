@@ -35,7 +35,7 @@ from trainer_ext.recipe.schema import Source
 from trainer_ext.recipe.stages import Stage
 
 NO_LIMIT = 2**62
-TEXT_COLUMNS = ("caption", "query", "positive")
+TEXT_COLUMNS = ("caption", "query", "positive", "text")
 _ROWS_AT_ONCE, _PICTURES_AT_ONCE = 1000, 100
 _THREADS = 8
 
@@ -315,6 +315,9 @@ def _take_pairs(
             row_keys.append(text_key(f"{row if one is None else one.label}/{sorted(texts)}"))
             query = None if one is None else one.pixels
             mine = [] if query is None else [pair_key(query, text) for text in texts]
+        elif "text" in keys:
+            mine = []
+            row_keys += keys["text"][place]
         else:
             [query], [positive] = keys["query"][place], keys["positive"][place]
             mine = [pair_key(query, positive)]

@@ -157,5 +157,22 @@ def swapped(words: list[str], share: float, generator: np.random.Generator) -> l
     return words
 
 
+def with_repeats(text: str, share: float, generator: np.random.Generator) -> str:
+    """Some words of a text stand twice, one after the other: the second view of a text without a pair.
+
+    Their number is drawn evenly from 0 to max(2, share * words), no word is chosen twice: ESimCSE's word repetition
+    (arXiv 2109.04380, section 3.1), of words instead of pieces of words. A text that repeats none comes back as it is.
+
+    >>> with_repeats("a red  fox", 0.32, np.random.default_rng(0))
+    'a red red fox fox'
+    """
+    words = text.split()
+    most = min(len(words), max(2, int(share * len(words))))
+    chosen = generator.choice(len(words), size=int(generator.integers(most + 1)), replace=False)
+    for place in sorted(chosen.tolist(), reverse=True):
+        words.insert(place, words[place])
+    return " ".join(words) if len(chosen) else text
+
+
 def _happens(probability: float, draws: Draws, purpose: str) -> bool:
     return probability > 0 and bool(draws(purpose).random() < probability)

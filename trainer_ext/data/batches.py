@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from trainer_ext.data.augmentation import augmented_picture, augmented_text, random_resized_crop, row_generator
+from trainer_ext.data.augmentation import (
+    augmented_picture,
+    augmented_text,
+    random_resized_crop,
+    row_generator,
+    with_repeats,
+)
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.captions import drawn_captions, sentences
 from trainer_ext.data.images import IMAGE_ERRORS, Opener, on_background, open_image
@@ -33,8 +39,9 @@ class JointDataset(Dataset[Row]):
 
     Of several captions one is drawn by the seed, source, row and epoch: another one in each epoch, the same one again
     after a resume, whichever worker reads it; or as many as the stage asks for, then a list. A stage with a short
-    caption finds it as ``short_caption``. Texts get the source's prompts. A row whose image cannot be decoded is
-    replaced by another one of its source, drawn from the same numbers, within the source's ``max_broken_rows``.
+    caption finds it as ``short_caption``. A text without a pair becomes one, with ``repeat_words`` in its second half.
+    Texts get the source's prompts. A row whose image cannot be decoded is replaced by another one of its source, drawn
+    from the same numbers, within the source's ``max_broken_rows``.
 
     Args:
         broken: where rows left out are listed and counted; by default in memory.
@@ -112,6 +119,8 @@ class JointDataset(Dataset[Row]):
     def _finished(self, source: Source, row: Row) -> Row:
         if "caption" in row:
             self._choose_captions(row)
+        if source.task == "text":
+            return self._two_views(source, row)
         if source.prompts:
             row["prompts"] = source.prompts  # what augmentation must not touch
         for name, prompt in source.prompts.items():
@@ -137,6 +146,15 @@ class JointDataset(Dataset[Row]):
         row["caption"] = texts[self._draw(key, len(texts))]
         if "negatives" in row:  # another caption of the picture is as right as the drawn one, and counts as it
             row["negatives"] = [row["caption"] if text in right else text for text in row["negatives"]]
+
+    def _two_views(self, source: Source, row: Row) -> Row:
+        """A text as query and positive of its own pair."""
+        text, prompt = row.pop("text"), source.prompts.get("text", "")
+        again = text
+        if source.repeat_words is not None:
+            again = with_repeats(text, source.repeat_words, row_generator(self._seed, row["key"], "repeat_words"))
+        row |= {"query": prompt + text, "positive": prompt + again}
+        return row | {"prompts": {"query": prompt, "positive": prompt}} if prompt else row
 
     def _draw(self, key: Key, choices: int, purpose: str = "") -> int:
         # A hash is a random generator of one draw, and much cheaper to seed than one of many.

@@ -26,6 +26,7 @@ _WORDS = {
     "score": "a number",
     "query": "a text",
     "positive": "a text",
+    "text": "a text",
     BALANCE: "a text, a whole number, or a list of them",
 }
 

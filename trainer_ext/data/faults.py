@@ -13,7 +13,7 @@ from trainer_ext.data.readers import FAULT
 # Begins our name of a column that is read beside those of the source's task; the data's own name follows.
 LABEL = "label "
 
-_TEXT_COLUMNS = ("caption", "query", "positive", "negatives")
+_TEXT_COLUMNS = ("caption", "query", "positive", "negatives", "text")
 
 
 class Fault(NamedTuple):
@@ -207,6 +207,7 @@ _CHECKS: dict[str, list[tuple[Callable[[pa.Array], np.ndarray], str]]] = {
     "query": [(_no_text, _EMPTY)],
     "positive": [(_no_text, _EMPTY)],
     "negatives": [(_no_text, _EMPTY)],
+    "text": [(_no_text, _EMPTY)],
     "balance": [(_no_value, "no value to balance by. Fill it or remove the row.")],
     "label": [(_no_id, "no value. Fill it or remove the row.")],
     "score": [(_no_number, "no finite number. Fill it or remove the row.")],

@@ -29,7 +29,8 @@ from trainer_ext.data.streams import SourceStream
 from trainer_ext.negatives import text_key
 from trainer_ext.recipe.schema import Source
 
-TEXT_KEYS = ("caption", "query", "positive")
+TEXT_KEYS = ("caption", "query", "positive", "text")
+_PAIR = ("query", "positive", "text")  # those of a row without pictures, which has two of them or the last
 _ROWS_AT_ONCE = 1000
 # Of a picture: pieces that are compared beside its length, and the bytes of each.
 PIECES = 16
@@ -112,7 +113,7 @@ def row_marks(rows: Dataset, sizes: Container[int] | None = None) -> Iterator[in
     >>> [mark in set(row_marks(other)) for mark in row_marks(table)]
     [True, False]
     """
-    columns = [name for name in ("image", "query", "positive") if name in rows.column_names]
+    columns = [name for name in ("image", *_PAIR) if name in rows.column_names]
     for table in undecoded(rows.select_columns(columns)).with_format("arrow").iter(_ROWS_AT_ONCE):
         yield from table_marks(table, sizes)
 
@@ -124,7 +125,7 @@ def table_marks(table: pa.Table, sizes: Container[int] | None = None) -> Iterato
             wanted = sizes is None or size in sizes
             yield _hash(b"image", picture_content(stored.as_py())) if wanted else None
         return
-    for row in table.select(["query", "positive"]).to_pylist():
+    for row in table.select([name for name in _PAIR if name in table.column_names]).to_pylist():
         texts = sorted(content for _, content in _contents(row))
         yield _hash(b"pair", len(texts[0]).to_bytes(8) + b"".join(texts))
 

@@ -112,6 +112,10 @@ def _format_problems(source: Source) -> Iterator[Problem]:
         yield "shuffle_buffer", "is for streaming sources; others are shuffled as a whole. Take it out."
     if source.holdout is not None and source.streaming:
         yield "holdout", "needs all rows at once, and a streaming source is not read before training. Take one out."
+    if source.task == "text" and source.holdout is not None:
+        yield "holdout", "is to measure on, and texts without pairs have no right answers. Take it out."
+    if source.repeat_words is not None and source.task != "text":
+        yield "repeat_words", f"is for texts without pairs; task {source.task} has pairs. Take it out."
     if source.balance is not None and source.streaming:
         words = "counts values in all rows, and a streaming source is not read before training. Take one out."
         yield "balance", words
@@ -279,7 +283,7 @@ def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequenc
             )
         elif name in side.sources[:position]:
             yield f"{place}.sources.{position}", f"{name!r} is listed twice. Raise its weight instead."
-        elif tasks[name] != task:
+        elif not rule.fits(side_name, tasks[name]):
             yield (
                 f"{place}.sources.{position}",
                 (f"{name!r} has task {tasks[name]}, but {side_name} with loss {side.loss} needs task {task}."),

@@ -37,6 +37,7 @@ MEASURES: dict[SourceTask, tuple[Measure, ...]] = {
     "text-pair": ("retrieval", "match"),
     "triplet": ("hard-negatives", "retrieval"),
     "scored-pair": ("similarity",),
+    "text": (),
 }
 # Keys that belong to some measures only.
 _KEYS_OF: dict[str, tuple[Measure, ...]] = {
@@ -231,6 +232,9 @@ def _problems_of(spec: TaskSpec, specs: Sequence[TaskSpec], sources: Mapping[str
     source = sources.get(spec.source or "")
     if source is None:
         return
+    if not MEASURES[source.task]:
+        yield "source", f"{source.name!r} has texts without pairs, so no right answers. Name a source of pairs."
+        return
     measure = spec.measured_as(source.task)
     if measure not in MEASURES[source.task]:
         words = f"{measure} is not measured on task {source.task}, which {source.name!r} has"
@@ -289,7 +293,7 @@ def _mix_problems(spec: TaskSpec, specs: Sequence[TaskSpec], sources: Mapping[st
 def _searches(spec: TaskSpec, sources: Mapping[str, Source]) -> bool:
     """Whether a task is retrieval; one whose source is not there may be."""
     source = sources.get(spec.source or "")
-    return source is None or spec.measured_as(source.task) == "retrieval"
+    return source is None or (source.task != "text" and spec.measured_as(source.task) == "retrieval")
 
 
 def _hint(name: str, valid: Sequence[str] | Mapping[str, Any]) -> str:

@@ -243,7 +243,8 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     content["training"] = {k: v for k, v in content["training"].items() if not k.startswith(_HARMLESS_TRAINING)}
     for source in content["sources"]:
         del source["max_broken_rows"]  # a run that met one broken row too many may go on with a larger budget
-        for key in ("holdout", "background", "image_folder", "balance"):  # runs of versions without them go on
+        # Runs of versions without them go on.
+        for key in ("holdout", "background", "image_folder", "balance", "repeat_words"):
             if source[key] is None:
                 del source[key]
     for stage in content["stages"]:  # the same of keys with these values

@@ -42,7 +42,7 @@ class Strict(BaseModel):
 
 
 # --- sources ------------------------------------------------------------------------------------------------------
-SourceTask = Literal["image-text", "text-pair", "triplet", "scored-pair"]
+SourceTask = Literal["image-text", "text-pair", "triplet", "scored-pair", "text"]
 Format = Literal["parquet", "arrow", "json", "csv", "imagefolder", "webdataset", "hub", "embedded"]
 
 # Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates), and is the
@@ -52,9 +52,10 @@ TASK_COLUMNS: dict[SourceTask, tuple[frozenset[str], frozenset[str]]] = {
     "text-pair": (frozenset({"query", "positive"}), frozenset({"id"})),
     "triplet": (frozenset({"query", "positive", "negatives"}), frozenset({"id"})),
     "scored-pair": (frozenset({"query", "positive", "score"}), frozenset()),
+    "text": (frozenset({"text"}), frozenset({"id"})),
 }
 # Columns that may have a prompt. Negatives get that of the right answers: a prompt must not tell them apart.
-PROMPTED = ("caption", "query", "positive")
+PROMPTED = ("caption", "query", "positive", "text")
 RIGHT_ANSWERS = ("caption", "positive")
 # Rows that a streaming source holds in memory to shuffle them, where the recipe does not say.
 SHUFFLE_BUFFER = 10_000
@@ -97,8 +98,8 @@ class Balance(Strict):
 class Source(Strict):
     """One list of training rows, as an item of ``configuration/sources/*.yaml``.
 
-    ``columns`` maps our names (image, caption, negatives, id | query, positive, negatives | query, positive, score) to
-    the data's own column names; a dot leads into a nested one (``caption: json.text``).
+    ``columns`` maps our names (image, caption, negatives, id | query, positive, negatives | query, positive, score |
+    text) to the data's own column names; a dot leads into a nested one (``caption: json.text``).
     ``location`` is a file, a glob pattern or a folder; for "hub" a data set's name such as ``owner/photos``, read at
     the commit ``revision`` and configuration ``config``; for "embedded" a table such as ``openmoji/short_captions``.
     ``image_folder`` is where relative paths of pictures start, if that is not the folder of the files that name them.
@@ -112,6 +113,7 @@ class Source(Strict):
     ``max_broken_rows`` may be left out, each with its reason in the run's ``broken_rows.jsonl``; one more ends the run.
     ``holdout`` keeps this share of the rows from training, to measure on them.
     ``balance`` leaves rows out of an epoch, others in the next one, of values of a column that many rows share.
+    ``repeat_words`` is for texts without pairs: this share of a text's words at most stands twice in its second view.
     """
 
     name: Name
@@ -132,6 +134,7 @@ class Source(Strict):
     max_broken_rows: Annotated[int, Field(ge=0)] = 0
     holdout: Annotated[float, Field(gt=0.0, le=0.5)] | None = None
     balance: Balance | None = None
+    repeat_words: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
@@ -167,6 +170,11 @@ class LossRule:
     has_softmax: bool = False
     has_negatives: bool = False
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def fits(self, side_name: SideName, task: SourceTask) -> bool:
+        """Whether a source with this task can feed the side; texts without pairs become pairs of two views."""
+        wanted = self.tasks.get(side_name)
+        return task == wanted or (task == "text" and wanted == "text-pair")
 
     def takes_negatives(self, side_name: SideName) -> bool:
         """Whether the loss of this side gets hard negatives."""

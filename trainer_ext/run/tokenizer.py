@@ -123,7 +123,7 @@ def _is_punctuation(letter: str) -> bool:
 
 
 def training_texts(recipe: Recipe) -> Iterator[str]:
-    """Yield every caption, query and positive of the sources that the recipe trains on, source by source.
+    """Yield every caption, query, positive and text of the sources that the recipe trains on, source by source.
 
     Hard negatives are left out: they are other rows' positives.
     """
@@ -142,4 +142,4 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
                     yield from [value] if isinstance(value, str) else value
 
 
-_TEXTS = ("caption", "query", "positive")
+_TEXTS = ("caption", "query", "positive", "text")

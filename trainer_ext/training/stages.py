@@ -21,7 +21,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel
 from trainer_ext.losses.joint import JointObjective, own_parameters
 from trainer_ext.losses.logits import clamp_logit_scale_
+from trainer_ext.recipe.layer_checks import tower_depths
 from trainer_ext.recipe.problems import Problem
+from trainer_ext.recipe.recipe import Recipe
 from trainer_ext.recipe.schema import trains_temperature
 from trainer_ext.recipe.stages import IMAGE_PARTS, LoraSpec, Part, Stage, part_names, trained_parts
 from trainer_ext.training.model_parts import drop_gradients_except, train_only
@@ -80,6 +82,33 @@ def trained_in(stage: Stage, lora: LoraSpec | None = None) -> Trained:
         moved -= {"temperature"}
     objective = frozenset(name for side_name, side in stage.sides() for name in own_parameters(side_name, side))
     return Trained(parts, moved, objective)
+
+
+def model_problems(recipe: Recipe, config: JinaCLIPConfig) -> Iterator[Problem]:
+    """What the recipe asks of a model that this one cannot do: widths, layers, picture sizes, two views of a text."""
+    yield from recipe.width_problems(config.projection_dim)
+    yield from recipe.depth_problems(tower_depths(config.to_dict()))
+    yield from image_size_problems(recipe.stages, config)
+    yield from equal_view_problems(recipe, config)
+
+
+def equal_view_problems(recipe: Recipe, config: JinaCLIPConfig) -> Iterator[Problem]:
+    """Texts without pairs whose two views would be equal, so that there were nothing to learn but their neighbours."""
+    text, lora = config.text_config, recipe.lora
+    if max(text.hidden_dropout_prob, text.attention_probs_dropout_prob) > 0:
+        return
+    if lora is not None and "text" in lora.towers and lora.dropout > 0:
+        return
+    same = {source.name for source in recipe.sources if source.task == "text" and source.repeat_words is None}
+    for position, stage in enumerate(recipe.stages):
+        changed = stage.augmentation is not None and stage.augmentation.changes_texts()
+        names = [] if stage.text is None or changed else [name for name in stage.text.sources if name in same]
+        if names:
+            yield (
+                f"stages.{position}.text.sources",
+                f"{names[0]!r} has texts without pairs, whose two views would be equal: this model's text tower has no "
+                "dropout. Give the source repeat_words: 0.32, or the model hidden_dropout_prob: 0.1.",
+            )
 
 
 def image_size_problems(stages: Sequence[Stage], config: JinaCLIPConfig) -> Iterator[Problem]:

@@ -33,7 +33,6 @@ from trainer_ext.data.sources import Rows, planned_rows
 from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
 from trainer_ext.losses.joint import JointObjective
 from trainer_ext.losses.logits import clamped_temperature
-from trainer_ext.recipe.layer_checks import tower_depths
 from trainer_ext.recipe.problems import raise_problems
 from trainer_ext.recipe.recipe import Recipe
 from trainer_ext.training.earlier_layers import LayeredEmbedder, apart
@@ -54,7 +53,7 @@ from trainer_ext.training.monitoring import (
 from trainer_ext.training.optimization import decay_parameter_names, peak_learning_rate, split_groups, stage_scheduler
 from trainer_ext.training.saving import SavingTrainer
 from trainer_ext.training.sharding import ShardedModel, is_sharded, shard_model, whole_parameter
-from trainer_ext.training.stages import StageCallback, image_size_problems
+from trainer_ext.training.stages import StageCallback, model_problems
 from trainer_ext.training.switches import unchanged_randomness
 from trainer_ext.training.teacher import Teacher
 
@@ -291,10 +290,7 @@ class JinaCLIPTrainer(SavingTrainer):
 
     def _check_objective(self) -> None:
         """Check that losses and pictures fit the model, and that the losses work with the way it is wrapped."""
-        depths = tower_depths(self.model.config.to_dict())
-        problems = list(self.recipe.width_problems(self.model.config.projection_dim))
-        problems += [*image_size_problems(self.recipe.stages, self.model.config), *self.recipe.depth_problems(depths)]
-        raise_problems(f"recipe {self.recipe.name}", problems)
+        raise_problems(f"recipe {self.recipe.name}", list(model_problems(self.recipe, self.model.config)))
         if self.args.fully_shard and (self.recipe.lora is not None or has_lora(self.model)):
             raise ValueError(
                 f"lora is {self.recipe.lora} and fully_shard is on: adapters are made and saved with whole weights; "

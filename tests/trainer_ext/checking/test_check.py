@@ -304,3 +304,19 @@ def test_a_balanced_source_says_what_it_keeps(folder: Path) -> None:
     recipe = write_recipe(folder, [loose], {"image_text": {"sources": ["pictures"], "batch_size": 4}})
     [note] = check(load_recipe(recipe), steps=False).log.shown[Group("note", "pictures", "balance")]
     assert note.words.startswith("balance leaves nothing out: no value of 'tags' is in more than 9 rows, and the limit")
+
+
+def test_texts_without_pairs_are_read_and_their_twins_found(folder: Path) -> None:
+    rows = [{"text": f"the note about {pair['positive']}"} for pair in pair_rows(8)]
+    rows[5] = rows[2]
+    texts = source(write_rows(folder / "t.jsonl", rows), PAIRS, "notes").model_copy(
+        update={"task": "text", "columns": {"text": "text"}, "repeat_words": 0.3}
+    )
+    recipe = write_recipe(folder, [texts], {"text": {"sources": ["notes"], "batch_size": 4}})
+    found = check(load_recipe(recipe), steps=False)
+    assert found.log.count("error") == 0
+    [twin] = found.log.shown[Group("warning", "notes", "equal-row")]
+    assert (twin.row, twin.column) == (5, None)
+    assert found.sources["notes"]["texts"]["text"]["different"] == 7
+    [batch] = found.batches
+    assert [text.name for text in batch.rows[0].texts] == ["query", "positive"]

@@ -15,12 +15,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from tests.trainer_ext.tiny_run import RunFactory, make_model, make_processor, trained
+from tests.trainer_ext.training.test_resume import TEXTS
 from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
 from trainer_ext.losses.info_nce import info_nce
 from trainer_ext.training.embedding import InputEmbedder, chunks_of
 
 SGD = ["optim=sgd", "max_grad_norm=0", *(f"stages.{stage}.learning_rate=1e-1" for stage in range(3))]
 
+# Dropout alone tells the two views of a text apart.
+NO_REPEATS = "sources.successors.repeat_words=null"
 COMPILED = ["gradient_cache_chunk_size=3", "torch_compile=true"]
 
 
@@ -50,6 +53,7 @@ def both_ways(run: Callable[[str], nn.Module], monkeypatch: pytest.MonkeyPatch) 
             ["gradient_cache_chunk_size=3", "gradient_checkpointing=true"], id="checkpointing", marks=pytest.mark.slow
         ),
         pytest.param(["gradient_cache_chunk_size=3", "tile_size=3"], id="tiles"),
+        pytest.param(["gradient_cache_chunk_size=2", *TEXTS, NO_REPEATS], id="texts without pairs"),
         pytest.param(COMPILED, id="compile", marks=pytest.mark.slow),
     ],
 )

@@ -28,6 +28,10 @@ CAPTIONS = [
     "stages.1.image_text.split_captions=sentences",
     "stages.1.image_text.short_caption={principal_components: 2}",
 ]
+TEXTS = [
+    f"sources.successors.{change}"
+    for change in ("task=text", "columns={text: query, id: positive}", "repeat_words=0.5")
+]
 VARIANTS = {
     "every step": ["save_steps=1"],
     "workers": ["save_steps=2", "dataloader_num_workers=2"],
@@ -36,6 +40,7 @@ VARIANTS = {
     "bf16": ["save_steps=2", "bf16=true"],
     "rare logs": ["save_steps=2", "logging_steps=3"],
     "augmentation": ["save_steps=2", "dataloader_num_workers=1", *AUGMENTED],
+    "texts": ["save_steps=2", "gradient_cache_chunk_size=3", "gradient_accumulation_steps=2", *TEXTS],
     "balance": ["save_steps=2", "dataloader_num_workers=1", *BALANCED],
     "captions": ["save_steps=2", "dataloader_num_workers=1", *AUGMENTED, *CAPTIONS],
 }
@@ -77,6 +82,7 @@ def assert_same_run(left: JinaCLIPTrainer, right: JinaCLIPTrainer) -> None:
         ("every step", 4),  # resumes at the boundary
         pytest.param("workers", 5, marks=pytest.mark.slow),
         pytest.param("augmentation", 5, marks=pytest.mark.slow),
+        pytest.param("texts", 5, marks=pytest.mark.slow),
         pytest.param("balance", 7, marks=pytest.mark.slow),
         pytest.param("captions", 3, marks=pytest.mark.slow),
         ("cache", 5),

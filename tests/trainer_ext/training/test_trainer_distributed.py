@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.trainer_ext.own_process import in_two_processes, noisy_evaluation, train_rank, train_until_killed
 from tests.trainer_ext.tiny_run import RunFactory, entries_of, trained
-from tests.trainer_ext.training.test_resume import AUGMENTED, BALANCED
+from tests.trainer_ext.training.test_resume import AUGMENTED, BALANCED, TEXTS
 from trainer_ext.files import last_whole_checkpoint
 from trainer_ext.recipe.problems import RecipeError
 
@@ -31,6 +31,7 @@ QUIET = ["stages.0.patch_dropout=0.0", "stages.1.patch_dropout=0.0", "save_steps
             marks=pytest.mark.slow,
         ),
         pytest.param(["tile_size=1", "false_negatives=positive"], id="tiles", marks=pytest.mark.slow),
+        pytest.param([*TEXTS, "gradient_cache_chunk_size=1"], id="texts without pairs", marks=pytest.mark.slow),
         pytest.param(BALANCED, id="balance", marks=pytest.mark.slow),
         pytest.param([*AUGMENTED, "gradient_accumulation_steps=2"], id="augmentation", marks=pytest.mark.slow),
     ],
