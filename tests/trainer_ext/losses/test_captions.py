@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from trainer_ext.losses.captions import principal_part
 from trainer_ext.losses.info_nce import info_nce
 from trainer_ext.losses.joint import JointObjective
+from trainer_ext.losses.layers import layer_divergence
 from trainer_ext.losses.siglip import siglip
 from trainer_ext.recipe.schema import Matryoshka, ShortCaption, Side
 from trainer_ext.recipe.stages import Stage, TeacherSpec
@@ -249,3 +250,25 @@ def test_a_short_caption_is_a_loss_beside_the_side_s(several: int, tile_size: in
         [found] = torch.autograd.grad(whole - plain, vectors[name], retain_graph=True)
         [expected] = torch.autograd.grad(0.3 * short, vectors[name], retain_graph=True)
         torch.testing.assert_close(found, expected)
+
+
+def test_earlier_layers_have_the_same_losses() -> None:
+    """Also of the short caption, which is no column of the text side."""
+    several = embedded()
+    names = {"image": ROWS, "caption": ROWS * COUNT, "short_caption": ROWS, "query": ROWS, "positive": ROWS}
+    generator = torch.Generator().manual_seed(11)
+    last, earlier = ({name: torch.randn(n, DIM, generator=generator) for name, n in names.items()} for _ in range(2))
+    short = ShortCaption(principal_components=2, weight=0.3)
+    stage = stage_of(captions_per_image=COUNT, short_caption=short)
+    stage = stage.model_copy(update={"text": Side(sources=["pairs"], batch_size=ROWS)})
+    rows = torch.arange(ROWS)
+    batch = ids_of() | {"text": {"query_ids": rows, "positive_ids": rows}}
+    batch["image_text"]["short_text_ids"] = rows
+    temperature = {"temperature": several["temperature"]}
+    _, found = JointObjective()(stage, batch, last | temperature | {"earlier": earlier})
+    _, alone = JointObjective()(stage, batch, earlier | temperature)
+    whole = alone["loss_image_text"] + 0.3 * alone["short_caption_image_text"]
+    torch.testing.assert_close(found["earlier_image_text"], whole)
+    for side, columns in (("image_text", ("image", "caption", "short_caption")), ("text", ("query", "positive"))):
+        both = (torch.cat([vectors[name] for name in columns]) for vectors in (last, earlier))
+        torch.testing.assert_close(found[f"divergence_{side}"], layer_divergence(*both))
