@@ -19,6 +19,8 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 SAME_INPUTS := --hypothesis-profile=ci
 # The tests compute with one thread, so each core takes files of its own. The slow ones start processes themselves.
 PARALLEL := -n auto --dist loadfile
+# The 20 slowest, with their seconds: the quick suite is to stay quick.
+SLOWEST := --durations=20
 # One line a package instead of pip's full log or of minutes of silence; errors come through.
 PIP_PROGRESS := sed -u -n -E 's/^ *(Downloading|Using cached|Processing) +(.*\/)?([^ /]+).*$$/    \3/p; s/^(Installing collected packages).*/    \1 .../p'
 NO_WARNINGS := sed -u '/^WARNING/d'
@@ -55,7 +57,7 @@ demo: $(STAMP) ## train a small model on real pictures and texts (3 stages), pub
 	echo "--- done in $$((SECONDS - begin)) s. Look at $(RUN): search.png, the report and its pictures; the model: $(HUB)"
 
 test: $(STAMP) ## the tests and the doctests, without the slow ones and those that need a GPU
-	$(OFFLINE) $(PY) -m pytest -q $(PARALLEL) $(SAME_INPUTS) -m 'not slow and not gpu' $(ARGS)
+	$(OFFLINE) $(PY) -m pytest -q $(PARALLEL) $(SAME_INPUTS) $(SLOWEST) -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(STAMP) ## the slow tests: whole runs, several processes, fresh environments
 	$(OFFLINE) $(PY) -m pytest -q -m 'slow and not gpu' $(ARGS)
