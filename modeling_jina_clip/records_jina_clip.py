@@ -58,7 +58,8 @@ def encode_record(
     with_text, with_image = np.flatnonzero(weights < 1), np.flatnonzero(weights > 0)
     whole = {"truncate_dim": model.config.projection_dim, **options}
     if len(with_text):
-        vectors[0, with_text] = model.encode_text([words[place] for place in with_text], task=task, **whole)
+        given: list[Any] = [words[place] for place in with_text]
+        vectors[0, with_text] = model.encode_text(given, task=task, **whole)
     if len(with_image):
         chosen = [pictures[place] for place in with_image]
         vectors[1, with_image] = model.encode_image(chosen, allow_urls=allow_urls, **whole)
@@ -86,8 +87,8 @@ def fuse_vectors(text_vectors: Any, image_vectors: Any, weight: float = 0.5) -> 
             f"text_vectors have shape {texts.shape} and image_vectors {images.shape}; give both as (n, dim), a row for "
             "each record, or as (dim,) of one"
         )
-    rows = [_unit(np.atleast_2d(vectors)) for vectors in (texts, images)]
-    return _unit(_fused(*rows, np.full(len(rows[0]), _checked_weight(weight)))).reshape(texts.shape)
+    left, right = (_unit(np.atleast_2d(vectors)) for vectors in (texts, images))
+    return _unit(_fused(left, right, np.full(len(left), _checked_weight(weight)))).reshape(texts.shape)
 
 
 def _on_cpu(vectors: Any) -> Any:

@@ -255,7 +255,8 @@ def with_records(embeddings: Embeddings, records: Sequence[Record]) -> Embedding
     fused = weights * embeddings.of([record.picture for record in records], "records, pictures")
     fused += (1 - weights) * embeddings.of([record.text for record in records], "records, texts")
     count = len(embeddings.rows)
-    places = {**embeddings.places, **{record: count + place for place, record in enumerate(records)}}
+    places = dict(embeddings.places)
+    places |= {record: count + place for place, record in enumerate(records)}
     return Embeddings(places, np.concatenate([embeddings.rows, fused]))
 
 
