@@ -34,6 +34,7 @@ from trainer_ext.files import write_json
 from trainer_ext.measuring.models import Encoders, encoders_of, open_model
 
 ARMS = Path(__file__).with_suffix(".yaml")
+ROOT = Path(__file__).parents[1]
 HEAD = "| key | figure | without | with | difference, 95% interval | seeds | seconds a run |"
 
 
@@ -44,9 +45,9 @@ class Arm:
     ``recipe`` is one of the file's shortened recipes. ``having`` are overrides of the run with the key, ``without``
     those of the run without it, mostly none. ``figures`` are names as in ``metrics.json``. ``measured`` is the folder
     inside the run with the key that holds the model to measure, such as ``merged-0.5``. ``shortened`` are arguments of
-    the function of that name: both runs are measured by the first layers of their models. ``prepare`` are arguments of
-    ``python -m trainer_ext`` that make data first. ``{data}`` in overrides and arguments is a folder that all runs
-    share, ``{start}`` the model that an arm tunes.
+    the function of that name: both runs are measured by the first layers of their models. ``prepare`` are commands that
+    make data or a model first, each as arguments of ``python`` in the repository's folder. ``{data}`` in overrides and
+    commands is a folder that all runs share, ``{start}`` the model that an arm tunes.
     """
 
     recipe: str
@@ -55,7 +56,7 @@ class Arm:
     without: list[str] = field(default_factory=list)
     measured: str = "."
     shortened: dict[str, int] = field(default_factory=dict)
-    prepare: list[str] | None = None
+    prepare: list[list[str]] = field(default_factory=list)
 
 
 class Runs:
@@ -68,27 +69,29 @@ class Runs:
 
     @property
     def data(self) -> Path:
-        """What arms prepare, shared by all runs."""
-        return self.folder / "data"
+        """What arms prepare, shared by all runs of a length, since they may prepare a model that one of them left."""
+        return self.folder / ("data" if self.steps is None else f"data-{self.steps}")
 
     def overrides(self, recipe: str, own: Sequence[str]) -> list[str]:
         """All overrides of a run: the shortened recipe's, its start, and its own."""
         spec = self.recipes[recipe]
         found = ["evaluation=null", "save_strategy=no", "report_to=none", *spec["overrides"]]
-        start = ""
         if "start" in spec:
-            start = str(self.run(spec["start"], [], FIRST_SEED - 1))
-            found += [f"model={start}", "tokenizer=null"]
+            found += [f"model={self.start(recipe)}", "tokenizer=null"]
         if self.steps is not None:
             found.append(f"stages.0.steps={self.steps}")
-        return found + [self._placed(override).replace("{start}", start) for override in own]
+        return found + [self._placed(recipe, override) for override in own]
+
+    def start(self, recipe: str) -> str:
+        """The folder of the model that a recipe tunes; nothing for one that starts from random weights."""
+        start = self.recipes[recipe].get("start")
+        return "" if start is None else str(self.run(start, [], FIRST_SEED - 1))
 
     def run(self, recipe: str, own: Sequence[str], seed: int) -> Path:
         """The folder of a run, trained now if it is not there."""
         overrides = [*self.overrides(recipe, own), f"seed={seed}"]
         base = self.recipes[recipe]["recipe"]
-        name = blake2b(json.dumps([base, overrides]).encode(), digest_size=8).hexdigest()
-        return trained(self.folder / "runs" / name, base, overrides)
+        return trained(self.folder / "runs" / _name_of([base, overrides]), base, overrides)
 
     def figures(self, model: Path, layers: Mapping[str, int]) -> dict[str, float]:
         """The figures of a model, or of its first layers, on the held-out tasks, measured once."""
@@ -109,8 +112,7 @@ class Runs:
     def compare(self, name: str, seeds: Sequence[int]) -> list[str]:
         """The rows of the table for an arm."""
         arm = self.arms[name]
-        if arm.prepare is not None:
-            self._prepare(name, arm.prepare)
+        self._prepare(arm)
         run = partial(self.run, arm.recipe)
         pairs = [(run(arm.without, seed), run(arm.having, seed)) for seed in seeds]
         figures = partial(self.figures, layers=arm.shortened)
@@ -125,22 +127,28 @@ class Runs:
             rows.append(f"| {' | '.join([*cells, f'{seconds[0]:.0f}, {seconds[1]:.0f}'])} |")
         return rows
 
-    def _placed(self, text: str) -> str:
-        return text.replace("{data}", str(self.data))
+    def _placed(self, recipe: str, text: str) -> str:
+        text = text.replace("{data}", str(self.data))
+        return text.replace("{start}", self.start(recipe)) if "{start}" in text else text
 
-    def _prepare(self, name: str, arguments: Sequence[str]) -> None:
-        """Make an arm's data once; ``{data}/NAME.done`` is written last."""
-        done = self.data / f"{name}.done"
-        if not done.is_file():
+    def _prepare(self, arm: Arm) -> None:
+        """Run an arm's commands once, also where another one has the same; ``{data}/HASH.done`` is written last."""
+        done = self.data / f"{_name_of([arm.recipe, arm.prepare])}.done"
+        if arm.prepare and not done.is_file():
             self.data.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "trainer_ext", *map(self._placed, arguments)]
-            subprocess.run(command, check=True)
+            for arguments in arm.prepare:
+                command = [sys.executable, *(self._placed(arm.recipe, text) for text in arguments)]
+                subprocess.run(command, check=True, cwd=ROOT)
             done.touch()
 
 
 def first_layers(model: Path, layers: Mapping[str, int]) -> Encoders:
     """The encoders of a model's first layers."""
     return encoders_of(shortened(JinaCLIPModel.from_pretrained(model), **layers), str(model))
+
+
+def _name_of(content: Any) -> str:
+    return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
 def with_rows(page: str, name: str, rows: Sequence[str]) -> str:

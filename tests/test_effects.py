@@ -46,9 +46,11 @@ def test_an_arm_is_a_recipe_and_the_page_names_it(name: str, tmp_path: Path) -> 
     tasks = {task.name for task in load_tasks(CONTENT["measured"]["suite"]).tasks} & set(CONTENT["measured"]["tasks"])
     assert {figure.partition("/")[0] for figure in arm.figures} <= tasks
     assert arm.having != arm.without
-    shutil.copy(find_resource("models", "openmoji-small"), tmp_path / "config.json")  # a model's folder to a recipe
+    (tmp_path / "half").mkdir()
+    for folder in (tmp_path, tmp_path / "half"):  # models' folders to a recipe
+        shutil.copy(find_resource("models", "openmoji-small"), folder / "config.json")
     for own in (arm.having, arm.without):
-        own = [text.replace("{data}", "x").replace("{start}", str(tmp_path)) for text in own]
+        own = [text.replace("{data}", str(tmp_path)).replace("{start}", str(tmp_path)) for text in own]
         recipe = load_recipe(spec["recipe"], [*spec["overrides"], *own])
         assert len(recipe.stages) == 1
     assert f"`{name}`" in PAGE
@@ -71,11 +73,18 @@ def test_a_whole_comparison(tmp_path: Path) -> None:
         "arms": {
             "smooth": {"recipe": "short", "having": ["stages.0.text.label_smoothing=0.5"], "figures": ["texts/ndcg10"]},
             "hard": {"recipe": "tune", "having": ["stages.0.text.hardness=5.0"], "figures": ["pictures/t2i_r5"]},
+            "copied": {
+                "recipe": "tune",
+                "prepare": [["-c", "import shutil; shutil.copytree('{start}', '{data}/copy')"], ["-c", "pass"]],
+                "having": ["model={data}/copy", "teacher={model: '{start}', kind: scores}"],
+                "without": ["model={data}/copy"],
+                "figures": ["texts/ndcg10"],
+            },
         },
     }
     for steps in (None, 2):
         runs = Runs(content, tmp_path / "effects", steps)
-        for name, trained in (("smooth", 6), ("hard", 7)):
+        for name, trained in (("smooth", 6), ("hard", 7), ("copied", 6)):
             before = set((tmp_path / "effects").glob("runs/*"))
             [row] = runs.compare(name, [1, 2, 3])
             assert row.startswith(f"| `{name}` |")

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": BELOW_TRAINING,
     "mining": {"recipe.schema", "recipe.strict_yaml", "data", "files", "negatives"},
     "merging": BELOW_TRAINING | {"locks", "training"},
-    "measuring": {"recipe", "data", "demo_data", "evaluation", "files", FACE},
+    "measuring": {"recipe", "data", "demo_data", "evaluation", "files", "sentence_files", FACE},
     "run": BELOW_TRAINING | {"demo_data", "evaluation", "locks", "measuring", "merging", "report", "training"},
     "hub": {"files", "locks", "sentence_files", FACE},
     "checking": BELOW_TRAINING | {"training", "run"},

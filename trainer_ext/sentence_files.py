@@ -5,6 +5,7 @@ Runs and ``hub_upload.py`` write them with the one function below, so a model en
 published.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,3 +86,26 @@ def prompts(text_config: "JinaCLIPTextConfig") -> tuple[dict[str, str], str | No
         for role, names in ROLES.items()
     }
     return {**instructions, **roles}, default
+
+
+def refuse_own_code(folder: Path) -> None:
+    """Raise ``ValueError`` for a folder whose modules are code of its own: sentence-transformers 5 runs it unasked."""
+    for path in (folder / "modules.json", *folder.rglob("router_config.json"), *folder.rglob("config.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # whoever needs it says so
+            continue
+        for kind in _kinds_of_modules(content):
+            if not kind.startswith("sentence_transformers."):
+                raise ValueError(
+                    f"{path.relative_to(folder)} asks for the class {kind!r}, which is not of sentence-transformers, so"
+                    " loading it runs code that comes with the model (trust_remote_code)."
+                )
+
+
+def _kinds_of_modules(content: Any) -> list[str]:
+    """The classes in the list of a modules.json, or in a router's configuration."""
+    if isinstance(content, list):
+        return [str(module["type"]) for module in content if isinstance(module, dict) and "type" in module]
+    kinds = content.get("types") if isinstance(content, dict) else None
+    return list(map(str, kinds.values())) if isinstance(kinds, dict) else []

@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, set_seed
 
 from modeling_jina_clip import JinaCLIPImageProcessor, JinaCLIPProcessor
-from trainer_ext.data.batches import JointDataset, collator_of
+from trainer_ext.data.batches import JointDataset
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.sources import load_sources, row_count
+from trainer_ext.data.taught_batches import collator_of
 from trainer_ext.evaluation.items import is_text
 from trainer_ext.evaluation.tasks import Task
 from trainer_ext.measuring import Encoders, open_model

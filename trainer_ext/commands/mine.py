@@ -6,7 +6,7 @@ from pathlib import Path
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.files import refuse_unwritable
 from trainer_ext.mining import MiningSettings, mine, read_pairs
-from trainer_ext.mining.table import source_entry, summary_path, words_of, write_table
+from trainer_ext.mining.table import source_entry, summary_path, teacher_hint, words_of, write_table
 from trainer_ext.recipe.source_list import find_source, load_source_list
 
 _EXAMPLE = """\
@@ -100,4 +100,6 @@ def work(options: argparse.Namespace) -> int:
     if mined.pairs.pictures is not None:
         side = f"{{sources: [{source.name}-mined], loss: info_nce_plus}}"
         print(f"# its negatives are read where a stage has image_text: {side}")
+    if mined.has_margins:
+        print(f"# its margins are read where a recipe has teacher: {teacher_hint(mined)}")
     return 0

@@ -4,7 +4,7 @@ Each text column is padded by itself. Random crops and other changes of pictures
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain, count, groupby, islice
 from typing import Any
@@ -28,7 +28,7 @@ from trainer_ext.data.pictures import PictureReader
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
 from trainer_ext.data.streams import SourceStream
-from trainer_ext.recipe.schema import LOSS_RULES, RIGHT_ANSWERS, Source
+from trainer_ext.recipe.schema import LOSS_RULES, RIGHT_ANSWERS, SideName, Source
 from trainer_ext.recipe.stages import Stage
 
 Row = dict[str, Any]
@@ -170,6 +170,7 @@ class JointCollator:
             ``background``, on which transparent pictures lie unless their source has laid them on another one.
         stages: the recipe's stages; the rows' keys say which one a batch belongs to.
         seed: decides augmentations, together with a row's source, epoch and number.
+        margins: sides whose negatives are read with any loss, for a teacher's margins.
 
     Returns (by a call):
         ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
@@ -181,17 +182,21 @@ class JointCollator:
         - text: ``query`` and ``positive``, each a dict of ``input_ids`` and ``attention_mask``; ``query_ids``,
           ``positive_ids``; ``row_ids`` (batch,) of rows with an ``id``. Scored pairs have ``score`` (batch,), float32;
         - either, if its loss takes hard negatives: ``negatives``, a dict of ``input_ids`` and ``attention_mask`` that
-          are flat, row by row, (batch * negatives, tokens), and ``negative_ids``.
+          are flat, row by row, (batch * negatives, tokens), and ``negative_ids``; ``margins`` (batch, negatives),
+          float32, of rows that have them.
 
         Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for pictures of
         equal content). They show which candidates of a batch are no true negatives, and are of the texts and pictures
         before any augmentation.
     """
 
-    def __init__(self, processor: Any, stages: Sequence[Stage], seed: int = 0) -> None:
+    def __init__(
+        self, processor: Any, stages: Sequence[Stage], seed: int = 0, margins: Collection[SideName] = ()
+    ) -> None:
         self._processor = processor
         self._stages = list(stages)
         self._seed = seed
+        self._margins = margins
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         number = rows[0]["key"].stage
@@ -211,7 +216,8 @@ class JointCollator:
             drawn = [partial(row_generator, self._seed, row["key"]) for row in rows]
             pixels = np.stack([augmented_picture(*each, spec) for each in zip(pixels, drawn, strict=True)])
         columns = {"caption": [text for row in rows for text in _captions(row)]}
-        if stage.image_text is not None and LOSS_RULES[stage.image_text.loss].takes_negatives("image_text"):
+        loss = stage.image_text and LOSS_RULES[stage.image_text.loss]
+        if "image_text" in self._margins or (loss and loss.takes_negatives("image_text")):
             columns["negatives"] = [text for row in rows for text in row["negatives"]]
         if "short_caption" in rows[0]:
             columns["short_caption"] = [row["short_caption"] for row in rows]
@@ -224,6 +230,7 @@ class JointCollator:
         }
         if "negatives" in columns:
             side |= {"negatives": tokens["negatives"], "negative_ids": stable_ids(columns["negatives"])}
+            side |= _margins(rows)
         if "short_caption" in columns:
             short = tokens["short_caption"]
             side |= {"short_caption": short, "short_text_ids": stable_ids(columns["short_caption"])}
@@ -249,7 +256,7 @@ class JointCollator:
             side["score"] = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
         for name, texts in columns.items():
             side[f"{name.removesuffix('s')}_ids"] = stable_ids(texts)
-        return side
+        return side | _margins(rows)
 
     def _shown(self, columns: dict[str, list[str]], rows: Sequence[Row], stage: Stage) -> dict[str, list[str]]:
         """The texts as the stage's augmentation leaves them, with their prompts whole."""
@@ -262,7 +269,7 @@ class JointCollator:
             shown[name] = []
             for place, text in enumerate(texts):
                 row = rows[place // each]
-                prompt = _prompt(row, name)
+                prompt = prompt_of(row, name)
                 draw = partial(_text_generator, self._seed, row["key"], f"{name}/{place % each}")
                 shown[name].append(prompt + augmented_text(text.removeprefix(prompt), draw, spec))
         return shown
@@ -282,25 +289,10 @@ class JointCollator:
         return {name: _padded(list(islice(rows, len(texts))), pad) for name, texts in columns.items()}
 
 
-class TaughtCollator:
-    """The trainer's batch, and under ``teacher`` the same rows as a teacher's collator makes them."""
-
-    def __init__(self, own: JointCollator, teacher: JointCollator) -> None:
-        self._own, self._teacher = own, teacher
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return self._own(rows) | {"teacher": self._teacher(rows)}
-
-
-def collator_of(
-    stages: Sequence[Stage], seed: int, processor: Any, teacher: Any = None
-) -> JointCollator | TaughtCollator:
-    """The collator of a run; ``teacher`` is its teacher's processor, with tokens and an image size of its own."""
-    own = JointCollator(processor, stages, seed)
-    if teacher is None:
-        return own
-    sized = [stage.model_copy(update={"image_size": None}) for stage in stages]
-    return TaughtCollator(own, JointCollator(teacher, sized, seed))
+def _margins(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    if "margins" not in rows[0]:
+        return {}
+    return {"margins": torch.tensor([row["margins"] for row in rows], dtype=torch.float32)}
 
 
 def _padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
@@ -315,7 +307,7 @@ def _text_generator(seed: int, key: Key, text: str, purpose: str) -> np.random.G
     return row_generator(seed, key, f"{purpose}/{text}")
 
 
-def _prompt(row: Row, column: str) -> str:
+def prompt_of(row: Row, column: str) -> str:
     """What stands before a column's texts; negatives have that of the right answers, short captions of captions."""
     prompts = row.get("prompts", {})
     names = RIGHT_ANSWERS if column in ("negatives", "short_caption") else (column,)

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Valu
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json
 
-from trainer_ext.data.faults import LABEL
+from trainer_ext.data.faults import LABEL, is_numbers
 from trainer_ext.data.formats import DataError, Opened, Unreadable
 from trainer_ext.data.readers import FAULT
 from trainer_ext.recipe.problems import nearest
@@ -22,6 +22,7 @@ _WORDS = {
     "image": "encoded bytes (PNG, JPEG, ...), a path, or the Image type of datasets",
     "caption": "a text or a list of texts",
     "negatives": "a list of texts",
+    "margins": "a list of numbers",
     "id": "a text or a whole number",
     "score": "a number",
     "query": "a text",
@@ -147,6 +148,9 @@ def _usual(ours: str, feature: Any, of_csv: bool) -> Any:
     if ours == BALANCE and isinstance(feature, List | LargeList):
         inner = None if isinstance(feature.feature, List | LargeList) else _usual(ours, feature.feature, of_csv)
         return inner and List(inner)
+    if ours == "margins":
+        numbers = isinstance(feature, List | LargeList) and _is_number(getattr(feature.feature, "dtype", ""))
+        return List(Value("float64")) if numbers else None
     kind = getattr(feature, "dtype", "") if isinstance(feature, Value) else ""
     if ours == "score":
         if kind.startswith(("float", "int")):
@@ -165,6 +169,10 @@ def _usual(ours: str, feature: Any, of_csv: bool) -> Any:
     if (ours == "id" or label) and "int" in kind:
         return {"int32": feature, "int64": feature, "uint64": Value("string")}.get(kind, Value("int64"))
     return None if ours == "negatives" else _usual_text(feature)
+
+
+def _is_number(kind: str) -> bool:
+    return kind.startswith(("float", "int", "uint", "decimal"))
 
 
 def _usual_text(feature: Any) -> Any:
@@ -189,6 +197,8 @@ def usual_values(ours: str, values: Any) -> Any:
         return values.cast(pa.string())
     if ours == "score" and (pa.types.is_unsigned_integer(kind) or pa.types.is_decimal(kind)):
         return values.cast(pa.float64(), safe=False)  # rounded, as Python rounds whole numbers beyond 2**53
+    if ours == "margins" and is_numbers(kind):
+        return values.cast(pa.list_(pa.float64()), safe=False)
     if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         inner = pa.large_string() if kind.value_type == pa.string_view() else kind.value_type
         return values.cast(pa.list_(inner))

@@ -40,6 +40,8 @@ def find_faults(table: pa.Table, columns: Sequence[str], negatives: int | None =
             yield from _uneven(values, negatives)
         if column == "score":
             yield from _no_numbers(values)
+        if column == "margins":
+            yield from _unlike_negatives(table)
 
 
 def reported_faults(table: pa.Table, columns: Mapping[str, str]) -> Iterator[Fault]:
@@ -183,6 +185,29 @@ def _no_number(chunk: pa.Array) -> np.ndarray:
     return ~pc.fill_null(pc.is_finite(chunk), False).to_numpy(zero_copy_only=False)
 
 
+def is_numbers(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of numbers.
+
+    >>> is_numbers(pa.list_(pa.int32())), is_numbers(pa.list_(pa.string())), is_numbers(pa.float32())
+    (True, False, False)
+    """
+    inner, types = getattr(kind, "value_type", None), pa.types
+    return inner is not None and any(
+        is_kind(inner) for is_kind in (types.is_floating, types.is_integer, types.is_decimal)
+    )
+
+
+def _no_margins(chunk: pa.Array) -> np.ndarray:
+    """Rows without a list of numbers, or with one among them that is missing or not finite."""
+    if not is_numbers(chunk.type):
+        return np.ones(len(chunk), bool)
+    marked = _lengths(chunk) == 0
+    parents = pc.list_parent_indices(chunk).to_numpy(zero_copy_only=False)
+    finite = pc.fill_null(pc.is_finite(pc.list_flatten(chunk)), False).to_numpy(zero_copy_only=False)
+    marked[parents[~finite]] = True
+    return marked
+
+
 def _lengths(chunk: pa.Array) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
 
@@ -199,6 +224,22 @@ def _uneven(values: pa.ChunkedArray, usual: int | None) -> Iterator[Fault]:
         yield Fault(np.flatnonzero(lengths == other), "negatives", message)
 
 
+def _unlike_negatives(table: pa.Table) -> Iterator[Fault]:
+    """Margins that are not one for each negative, or of a picture with several captions: which one are they of?"""
+    if not is_numbers(table.column("margins").type):
+        return
+    found, wanted = (_all_lengths(table.column(name)) for name in ("margins", "negatives"))
+    unlike = (found != wanted) & (found > 0) & (wanted > 0)  # none at all is a fault already
+    for pair in np.unique(np.stack([found, wanted])[:, unlike], axis=1).T:
+        message = f"{pair[0]} margins, but {pair[1]} negatives. Give one for each."
+        yield Fault(np.flatnonzero(unlike & (found == pair[0]) & (wanted == pair[1])), "margins", message)
+    if _is_list(table):
+        several = np.flatnonzero(_all_lengths(table.column("caption")) > 1)
+        message = "margins are of one caption, and there are several. Give each a row, or take margins out of columns."
+        if len(several):
+            yield Fault(several, "margins", message)
+
+
 _EMPTY = "empty text. Fill it or remove the row."
 _CHECKS: dict[str, list[tuple[Callable[[pa.Array], np.ndarray], str]]] = {
     "image": [(_no_image, "no image: neither bytes nor a path. Fill it or remove the row.")],
@@ -210,5 +251,6 @@ _CHECKS: dict[str, list[tuple[Callable[[pa.Array], np.ndarray], str]]] = {
     "text": [(_no_text, _EMPTY)],
     "balance": [(_no_value, "no value to balance by. Fill it or remove the row.")],
     "label": [(_no_id, "no value. Fill it or remove the row.")],
+    "margins": [(_no_margins, "no list of finite numbers. Fill it or remove the row.")],
     "score": [(_no_number, "no finite number. Fill it or remove the row.")],
 }

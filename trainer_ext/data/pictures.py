@@ -34,7 +34,7 @@ class PictureReader:
 
     Args:
         recipe: its stages, how pictures are decoded, and whether they are kept.
-        processors: of the model, and of a teacher if there is one; each has an ``image_processor``.
+        processors: of the model, and of a teacher if one sees pictures; each has an ``image_processor``.
 
     Raises:
         ValueError: a cache that is too small for pictures of this size.

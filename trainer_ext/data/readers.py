@@ -43,6 +43,7 @@ def reported(column: str, message: str) -> str:
 
 # Of texts, these may be written as whole numbers.
 _ID = Value("large_string")
+_NUMBERS = List(Value("float64"))
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------
@@ -50,7 +51,8 @@ _ID = Value("large_string")
 
 def json_features(columns: Mapping[str, str]) -> Features:
     """What ``JsonRows`` gives for a source's ``columns`` (ours to the data's)."""
-    types = {"caption": List(Value("string")), "negatives": List(Value("string")), "score": Value("float64"), "id": _ID}
+    types = {"caption": List(Value("string")), "negatives": List(Value("string")), "margins": _NUMBERS}
+    types |= {"score": Value("float64"), "id": _ID}
     types["balance"] = List(_ID)
     found = {theirs: types.get(ours, Value("string")) for ours, theirs in columns.items()}
     return Features({**found, FAULT: Value("string")})
@@ -188,6 +190,10 @@ def _checked(value: Any, feature: Any) -> Any:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and (place := lone_surrogate(text)) is not None:
             raise ValueError(f"half a letter (U+{ord(text[place]):04X}) at character {place}. Correct the row.")
+    if feature == _NUMBERS:
+        if isinstance(value, list) and all(map(_is_number, value)):
+            return [float(item) for item in value]
+        raise ValueError(f"{_kind(value)} where a list of numbers belongs. Correct the row or remove it.")
     if isinstance(feature, List):
         items = value if isinstance(value, list) else [value]
         if feature.feature == _ID:
@@ -197,14 +203,17 @@ def _checked(value: Any, feature: Any) -> Any:
         raise ValueError(f"{_kind(value)} where texts belong. Correct the row or remove it.")
     if feature == _ID and type(value) is int:
         return str(value)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     if feature == Value("float64"):
-        if number:
+        if _is_number(value):
             return float(value)
         raise ValueError(f"{_kind(value)} where a number belongs. Correct the row or remove it.")
     if not isinstance(value, str):
         raise ValueError(f"{_kind(value)} where a text belongs. Correct the row or remove it.")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def lone_surrogate(text: str) -> int | None:

@@ -125,9 +125,7 @@ def _training_text(run: dict[str, Any], base_models: list[str], kept: Kept) -> s
         sides = [stage.get(side) or {} for side in SIDES]
         sources = ", ".join(dict.fromkeys(name for side in sides for name in side.get("sources", [])))
         losses = [
-            f"{words}: {known.get(side['loss'], side['loss'])}"
-            for words, side in zip(SIDES.values(), sides, strict=True)
-            if side
+            f"{words}: {_loss_words(side, known)}" for words, side in zip(SIDES.values(), sides, strict=True) if side
         ]
         figures = [stage[key] for key in ("name", "steps", "learning_rate", "max_length")]
         rows.append([*figures, *(side.get("batch_size", "-") for side in sides), ", ".join(losses), sources])
@@ -136,10 +134,7 @@ def _training_text(run: dict[str, Any], base_models: list[str], kept: Kept) -> s
         towers = " and ".join(lora["towers"])
         methods.append(f"LoRA of rank {lora['r']} (alpha {lora['alpha']:g}) on {towers}, merged into these weights.")
     if taught := recipe.get("teacher"):
-        where = " and ".join(SIDES[name] for name in taught["sides"])
-        methods.append(
-            f"A teacher's {taught['kind']} beside the losses of the {where} side (weight {taught['weight']:g})."
-        )
+        methods.append(_teacher_words(taught, recipe["stages"]))
     if matryoshka := recipe.get("matryoshka"):
         methods.append(f"Matryoshka losses at {', '.join(map(str, matryoshka['dims']))} dimensions.")
     if layers := layers_of(recipe):
@@ -156,6 +151,41 @@ def _training_text(run: dict[str, Any], base_models: list[str], kept: Kept) -> s
         methods.append(f"The weights are those after step {kept.step:,}{chosen}.")
     first = f"Recipe {as_code(recipe['name'])}, seed {recipe['seed']}, {code_of(run)}."
     return f"{' '.join([first, *methods])}\n\n{table(*rows)}"
+
+
+# What changes a side's loss or is added to it, each a number; other keys of a side are the loss's own affair.
+_CHANGES = ("label_smoothing", "hardness")
+_TERMS = ("alignment", "uniformity", "cross_uniformity")
+
+
+def _loss_words(side: dict[str, Any], known: dict[str, str]) -> str:
+    """A side's loss with what its recipe changes of it or adds to it.
+
+    >>> _loss_words({"loss": "info_nce", "label_smoothing": 0.1, "uniformity": 0.5}, LOSSES)
+    'InfoNCE (label smoothing 0.1) + 0.5 uniformity'
+    """
+    changes = [f"{key.replace('_', ' ')} {side[key]:g}" for key in _CHANGES if side.get(key)]
+    if prefixes := side.get("matryoshka"):
+        changes.append(f"Matryoshka at {', '.join(map(str, prefixes['dims']))}")
+    if side.get("temperature") is not None:
+        given = side["temperature"]
+        changes.append(f"temperature {given}" if isinstance(given, str) else f"temperature {given:g}")
+    words = known.get(side["loss"], side["loss"]) + (f" ({'; '.join(changes)})" if changes else "")
+    return " + ".join([words, *(f"{side[key]:g} {key.replace('_', '-')}" for key in _TERMS if side.get(key))])
+
+
+def _teacher_words(teacher: dict[str, Any], stages: list[dict[str, Any]]) -> str:
+    """The teacher of a run, and the sides that it has taught."""
+    where = " and ".join(words for name, words in SIDES.items() if name in teacher["sides"] and _trained(name, stages))
+    kind = teacher["kind"]
+    if kind == "margins":
+        kind += " over hard negatives" if teacher["model"] else " over hard negatives, from the sources' own column,"
+    scale = f", scale {teacher['scale']:g}" if teacher.get("scale", 1) != 1 else ""
+    return f"A teacher's {kind} beside the losses of the {where} side (weight {teacher['weight']:g}{scale})."
+
+
+def _trained(side: str, stages: list[dict[str, Any]]) -> bool:
+    return any(stage.get(side) for stage in stages)
 
 
 # --- data ----------------------------------------------------------------------------------------------------------

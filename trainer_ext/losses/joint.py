@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from trainer_ext.losses.batch_metrics import in_batch_accuracy, mean_cosine, order_accuracy
 from trainer_ext.losses.captions import SideLosses, mean_of_slots, per_picture, principal_part, slots
 from trainer_ext.losses.cosent import cosent
-from trainer_ext.losses.distillation import teacher_term
+from trainer_ext.losses.distillation import margin_term, teacher_term
 from trainer_ext.losses.gather import Shard, gather_ids, gather_with_grad, replicated, shard_of
 from trainer_ext.losses.info_nce import info_nce, info_nce_plus
 from trainer_ext.losses.layers import EARLIER, earlier_terms
@@ -175,7 +175,7 @@ class JointObjective(StoredParameters):
 
         Args:
             stage: says which sides there are, and each one's loss.
-            batch: as ``JointCollator`` makes it; only its ids and scores are read.
+            batch: as ``JointCollator`` makes it; only its ids, scores and margins are read.
             embeddings: (rows, dim) of each column of this process; negatives (rows * negatives, dim) row by row, as
                 are several captions a picture; and ``temperature``, the scalar of the image-text side. ``teacher``
                 holds those of a teacher, and ``earlier`` those of earlier layers.
@@ -196,6 +196,7 @@ class JointObjective(StoredParameters):
             side_loss: Callable[..., Any] = partial(self._side_loss, name, side, batch[name], **given)
             loss, added, measured = side_loss(embeddings)
             added |= earlier_terms(side_loss, (*COLUMNS[name], *BESIDE[name]), embeddings)
+            added |= margin_term(self.teacher, name, (*COLUMNS[name], NEGATIVES[name]), batch[name], embeddings)
             weighted = sum((weight * value for weight, value in added.values()), loss)
             total = total + side.weight * weighted  # (4)
             terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": measured[0]}
@@ -270,7 +271,7 @@ class JointObjective(StoredParameters):
             own[1] = per_picture(own[1], len(own[0]), several)
         vectors = [gather_with_grad(column, shard) for column in own]  # (B, D), (B, D), (B, negatives, D)
         losses = partial(self._pair_losses, name, side, temperature, parameters, shard)
-        teacher = embeddings.get("teacher") if self.teacher is not None and name in self.teacher.sides else None
+        teacher = embeddings.get("teacher") if self.teacher is not None and self.teacher.compares(name) else None
         if several == 1:
             found = losses(batch, vectors, teacher)
         else:
@@ -342,7 +343,6 @@ class JointObjective(StoredParameters):
         return options
 
     def _on_prefixes(self, side: Side, loss: Callable[..., Tensor], vectors: Sequence[Tensor]) -> Tensor:
-        prefixes = side.matryoshka or self.matryoshka
-        if prefixes is None:
+        if (prefixes := side.matryoshka or self.matryoshka) is None:
             return loss(*vectors)
         return matryoshka(loss, *vectors, dims=prefixes.dims, weights=prefixes.weights)

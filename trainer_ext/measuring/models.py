@@ -22,11 +22,12 @@ from transformers import PreTrainedConfig
 from modeling_jina_clip import JinaCLIPModel, __version__
 from trainer_ext.evaluation.items import ImageEncoder, TextEncoder
 from trainer_ext.measuring.texts import Instructed
+from trainer_ext.recipe.start_checks import OURS
+from trainer_ext.sentence_files import refuse_own_code
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-OURS = "jina_clip"
 # What a folder of a run has beside, or before, its finished model.
 _ADAPTER, _CHECKPOINTS = "adapter_config.json", "checkpoint-*"
 
@@ -136,31 +137,8 @@ def _peer(folder: str, device: str, trust_remote_code: bool) -> "SentenceTransfo
     from sentence_transformers import SentenceTransformer
 
     if not trust_remote_code:
-        _refuse_own_code(Path(folder))
+        refuse_own_code(Path(folder))
     return SentenceTransformer(folder, device=device, trust_remote_code=trust_remote_code)
-
-
-def _refuse_own_code(folder: Path) -> None:
-    """Raise ``ValueError`` for a folder whose modules are code of its own: sentence-transformers 5 runs it unasked."""
-    for path in (folder / "modules.json", *folder.rglob("router_config.json"), *folder.rglob("config.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # whoever needs it says so
-            continue
-        for kind in _kinds_of_modules(content):
-            if not kind.startswith("sentence_transformers."):
-                raise ValueError(
-                    f"{path.relative_to(folder)} asks for the class {kind!r}, which is not of sentence-transformers, so"
-                    " loading it runs code that comes with the model (trust_remote_code)."
-                )
-
-
-def _kinds_of_modules(content: Any) -> list[str]:
-    """The classes in the list of a modules.json, or in a router's configuration."""
-    if isinstance(content, list):
-        return [str(module["type"]) for module in content if isinstance(module, dict) and "type" in module]
-    kinds = content.get("types") if isinstance(content, dict) else None
-    return list(map(str, kinds.values())) if isinstance(kinds, dict) else []
 
 
 def _of_sentence_transformer(model: "SentenceTransformer", name: str, batch_size: int) -> Encoders:

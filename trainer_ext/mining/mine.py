@@ -86,14 +86,23 @@ class MinedRow:
     negatives: list[int]
     scores: list[float]
 
+    def margins(self, right_score: float) -> list[float]:
+        """By how much a right answer beats each negative."""
+        return [right_score - score for score in self.scores]
+
 
 @dataclass(frozen=True)
 class Mined:
-    """Queries that have negatives, in the data's order, and the account of all others."""
+    """Queries that have negatives, in the data's order, and the account of all others.
+
+    ``has_margins``: a model has scored right answers and negatives, and each row of the table has one right answer, so
+    their differences teach. BM25's scores tell too little.
+    """
 
     pairs: Pairs
     rows: list[MinedRow]
     summary: dict[str, Any]
+    has_margins: bool
 
 
 def mine(pairs: Pairs, settings: MiningSettings, progress: bool = True) -> Mined:
@@ -143,7 +152,9 @@ def mine_by(
     for query, found in enumerate(search(pairs, scorer, window, reader, cache or WorkCache(None), name, progress)):
         row = account.judged(query, found, query in broken)
         rows += [] if row is None else [row]
-    return Mined(pairs, rows, account.summary(rows))
+    by_model = reader is not None or not isinstance(scorer, Bm25Scorer)
+    has_margins = by_model and (pairs.pictures is None or all(len(pairs.rights[row.query]) == 1 for row in rows))
+    return Mined(pairs, rows, account.summary(rows, has_margins), has_margins)
 
 
 def _enough(pairs: Pairs, settings: MiningSettings) -> None:
@@ -215,7 +226,7 @@ class _Account:
             shown = {"row": number, "query": self._pairs.queries[query][:200]}
             self._examples.append(shown | {"negatives": count, "reason": reason})
 
-    def summary(self, rows: list[MinedRow]) -> dict[str, Any]:
+    def summary(self, rows: list[MinedRow], has_margins: bool) -> dict[str, Any]:
         """The account as JSON has it."""
         pairs, wanted = self._pairs, self._settings.negatives
         settings = {name: value for name, value in asdict(self._settings).items() if name != "cache"}
@@ -236,7 +247,12 @@ class _Account:
                 "right": _spread([score for row in rows for score in row.right_scores]),
                 "negative": _spread([score for row in rows for score in row.scores]),
             },
+            **({"margins": _spread(_all_margins(rows))} if has_margins else {}),
         }
+
+
+def _all_margins(rows: list[MinedRow]) -> list[float]:
+    return [margin for row in rows for right in row.right_scores for margin in row.margins(right)]
 
 
 def _spread(scores: list[float]) -> Mapping[str, float | None]:

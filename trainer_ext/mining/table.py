@@ -2,11 +2,13 @@
 
 A text source gives one row for each query and right answer::
 
-    query, positive, negatives, positive_score, negative_scores [, id]
+    query, positive, negatives, positive_score, negative_scores [, margins] [, id]
 
 An image-text source gives one row for each picture, with all its captions::
 
-    image, caption, negatives, caption_scores, negative_scores [, id]
+    image, caption, negatives, caption_scores, negative_scores [, margins] [, id]
+
+``margins`` are there where a model has scored (``Mined.has_margins``).
 """
 
 import importlib.metadata
@@ -45,7 +47,8 @@ def write_table(mined: Mined, path: Path) -> int:
     """Write the table, whole or not at all, and the summary; returns the number of rows."""
     with_id = any(mined.pairs.query_ids)
     pictures = mined.pairs.pictures
-    columns = (_TRIPLETS if pictures is None else _PICTURES) | ({"id": _TEXT} if with_id else {})
+    columns = _TRIPLETS if pictures is None else _PICTURES
+    columns |= ({"margins": _SCORES} if mined.has_margins else {}) | ({"id": _TEXT} if with_id else {})
     schema = Features(columns).arrow_schema
     rows = _triplets(mined) if pictures is None else _picture_rows(mined, pictures)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +84,7 @@ def _triplets(mined: Mined) -> Iterator[dict[str, Any]]:
                 "positive": pairs.candidates[number],
                 "positive_score": score,
                 **_negatives(mined, row),
+                "margins": row.margins(score),
                 "id": shared[0] if shared else None,
             }
 
@@ -93,6 +97,7 @@ def _picture_rows(mined: Mined, pictures: PictureRows) -> Iterator[dict[str, Any
             "caption": [pairs.candidates[number] for number in pairs.rights[row.query]],
             "caption_scores": row.right_scores,
             **_negatives(mined, row),
+            "margins": row.margins(row.right_scores[0]),
             "id": min(pairs.query_ids[row.query], default=None),
         }
 
@@ -108,6 +113,7 @@ def source_entry(mined: Mined, name: str, path: Path) -> str:
     """The item of a source list that reads the table, as YAML; its location is absolute."""
     pictures = mined.pairs.pictures is not None
     columns = ["image", "caption", "negatives"] if pictures else ["query", "positive", "negatives"]
+    columns += ["margins"] if mined.has_margins else []
     columns += ["id"] if any(mined.pairs.query_ids) else []
     entry: dict[str, Any] = {
         "name": f"{name}-mined",
@@ -119,6 +125,15 @@ def source_entry(mined: Mined, name: str, path: Path) -> str:
     if mined.pairs.prompts:
         entry["prompts"] = dict(mined.pairs.prompts)
     return write_yaml([entry], default_flow_style=None, width=1000)
+
+
+def teacher_hint(mined: Mined) -> str:
+    """The key of a recipe that reads the margins; their scale keeps those of a cross-encoder below 1."""
+    side = "text" if mined.pairs.pictures is None else "image_text"
+    found = mined.summary["margins"]
+    largest = max(abs(found["least"]), abs(found["most"]))
+    scale = f", scale: {largest:.2g}" if largest > 1 else ""
+    return f"{{kind: margins, sides: [{side}]{scale}}}"
 
 
 def words_of(mined: Mined, written: int) -> list[str]:

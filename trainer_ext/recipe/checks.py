@@ -30,7 +30,16 @@ from trainer_ext.recipe.schema import (
     SideName,
     Source,
 )
-from trainer_ext.recipe.stages import IMAGE_PARTS, TEXT_PARTS, LoraSpec, Part, Stage, part_names, trained_parts
+from trainer_ext.recipe.stages import (
+    IMAGE_PARTS,
+    TEXT_PARTS,
+    LoraSpec,
+    Part,
+    Stage,
+    TeacherSpec,
+    part_names,
+    trained_parts,
+)
 
 
 def source_problems(sources: Sequence[Source]) -> Iterator[Problem]:
@@ -76,6 +85,8 @@ def _column_problems(source: Source) -> Iterator[Problem]:
     for name, column in source.columns.items():
         if name != "id" and theirs.count(column) > 1:
             yield f"columns.{name}", f"column {column!r} is mapped twice. Map another one."
+    if "margins" in source.columns and "negatives" in optional - source.columns.keys():
+        yield "columns.margins", "is of hard negatives, and none are mapped. Map negatives, too, or take it out."
     for name in sorted(required - source.columns.keys()):
         yield f"columns.{name}", f"is required by task {source.task}. Add it: {name}: THE DATA'S COLUMN NAME."
 
@@ -146,7 +157,7 @@ def loss_problems(place: str, side_name: SideName, side: SideLoss) -> Iterator[P
         yield from matryoshka_problems(f"{place}.matryoshka", side.matryoshka)
 
 
-def caption_problems(place: str, side_name: SideName, side: Side) -> Iterator[Problem]:
+def caption_problems(place: str, side_name: SideName, side: Side, margins: bool) -> Iterator[Problem]:
     """Several captions, or parts of them, where a side has none or its loss takes one."""
     for option in CAPTION_KEYS:
         value = getattr(side, option)
@@ -154,8 +165,10 @@ def caption_problems(place: str, side_name: SideName, side: Side) -> Iterator[Pr
             continue
         if side_name != "image_text":
             yield f"{place}.{option}", "is for the captions of pictures; this side has none. Take it out."
-        elif LOSS_RULES[side.loss].takes_negatives(side_name):
-            words = f"and {side.loss} contrasts whole captions with the row's negatives. Take it out, or use info_nce."
+        elif margins or LOSS_RULES[side.loss].takes_negatives(side_name):
+            who = "a teacher's margins contrast" if margins else f"{side.loss} contrasts"
+            cure = "leave image_text out of teacher.sides" if margins else "use info_nce"
+            words = f"and {who} whole captions with the row's negatives. Take it out, or {cure}."
             shown = value.model_dump() if isinstance(value, ShortCaption) else value
             yield f"{place}.{option}", f"is {shown!r}, {words}"
 
@@ -225,7 +238,9 @@ def width_problems(place: str, dims: list[int], width: int) -> Iterator[Problem]
         yield place, f"{wide} are larger than the model's embedding of {width}. Use dims of at most {width}."
 
 
-def stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Problem]:
+def stage_problems(
+    sources: Sequence[Source], stages: Sequence[Stage], teacher: TeacherSpec | None = None
+) -> Iterator[Problem]:
     """Names given twice, a warm-up as long as its stage, no side at all; and what is wrong with each side."""
     yield from name_problems("stages", [stage.name for stage in stages])
     for position, stage in enumerate(stages):
@@ -236,7 +251,8 @@ def stage_problems(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterat
             yield place, "trains nothing: give it image_text, text, or both."
         yield from augmentation_problems(f"{place}.augmentation", stage)
         for side_name, side in stage.sides():
-            yield from _side_problems(f"{place}.{side_name}", side_name, side, sources)
+            margins = teacher is not None and side_name in teacher.margin_sides()
+            yield from _side_problems(f"{place}.{side_name}", side_name, side, sources, margins)
 
 
 def augmentation_problems(place: str, stage: Stage) -> Iterator[Problem]:
@@ -258,7 +274,9 @@ def augmentation_problems(place: str, stage: Stage) -> Iterator[Problem]:
         yield f"{place}.{name}", words
 
 
-def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequence[Source]) -> Iterator[Problem]:
+def _side_problems(
+    place: str, side_name: SideName, side: Side, sources: Sequence[Source], margins: bool
+) -> Iterator[Problem]:
     tasks = {source.name: source.task for source in sources}
     yield from loss_problems(place, side_name, side)
     rule = LOSS_RULES[side.loss]
@@ -266,7 +284,7 @@ def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequenc
     without = {source.name for source in sources if "negatives" not in source.columns}
     if task is None:
         return
-    yield from caption_problems(place, side_name, side)
+    yield from caption_problems(place, side_name, side, margins)
     shares = shares_problem(sources, side.sources, side.sampling_alpha)
     if shares is not None:
         yield f"{place}.sampling_alpha", shares
@@ -283,7 +301,7 @@ def _side_problems(place: str, side_name: SideName, side: Side, sources: Sequenc
             )
         elif name in side.sources[:position]:
             yield f"{place}.sources.{position}", f"{name!r} is listed twice. Raise its weight instead."
-        elif not rule.fits(side_name, tasks[name]):
+        elif not rule.fits(side_name, tasks[name], margins):
             yield (
                 f"{place}.sources.{position}",
                 (f"{name!r} has task {tasks[name]}, but {side_name} with loss {side.loss} needs task {task}."),

@@ -108,7 +108,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
-        problems = [*source_problems(self.sources), *stage_problems(self.sources, self.stages)]
+        problems = [*source_problems(self.sources), *stage_problems(self.sources, self.stages, self.teacher)]
         if self.initialize is not None:
             problems += initialize_problems(self.initialize, isinstance(self.tokenizer, TokenizerSpec))
         if self.matryoshka is not None:
@@ -118,7 +118,7 @@ class Recipe(Strict):
         if self.evaluation is not None:
             problems += self.evaluation.problems(self.sources)
         if self.teacher is not None:
-            problems += teacher_problems(self.teacher, self.stages)
+            problems += teacher_problems(self.teacher, self.stages, self.sources)
         problems += picture_problems(self.image_decoding, self.image_cache, self.stages, self.teacher)
         problems += self._tuning_problems()
         problems += merge_problems(self.merge_with_start or [], self.initialize, self.stages)
@@ -191,7 +191,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     tree |= {key: beside(tree[key], path.parent) for key in ("model", "tokenizer") if key in tree}
     if "initialize" in tree:
         tree["initialize"] = locate_towers(tree["initialize"], path.parent)
-    if isinstance(tree.get("teacher"), dict) and "model" in tree["teacher"]:
+    if isinstance(tree.get("teacher"), dict) and tree["teacher"].get("model") is not None:
         tree["teacher"] = tree["teacher"] | {"model": beside(tree["teacher"]["model"], path.parent)}
     if "evaluation" in tree:
         tree["evaluation"] = locate_suite(tree["evaluation"], path.parent)
@@ -260,6 +260,8 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             del prefixes["layers"]
     if content["teacher"] is None:
         del content["teacher"]
+    elif content["teacher"]["kind"] != "margins":
+        del content["teacher"]["scale"]
     if content["image_decoding"] == "exact":
         del content["image_decoding"]
     return content

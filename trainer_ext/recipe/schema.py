@@ -48,9 +48,9 @@ Format = Literal["parquet", "arrow", "json", "csv", "imagefolder", "webdataset",
 # Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates), and is the
 # only one that may share its column with another.
 TASK_COLUMNS: dict[SourceTask, tuple[frozenset[str], frozenset[str]]] = {
-    "image-text": (frozenset({"image", "caption"}), frozenset({"id", "negatives"})),
+    "image-text": (frozenset({"image", "caption"}), frozenset({"id", "negatives", "margins"})),
     "text-pair": (frozenset({"query", "positive"}), frozenset({"id"})),
-    "triplet": (frozenset({"query", "positive", "negatives"}), frozenset({"id"})),
+    "triplet": (frozenset({"query", "positive", "negatives"}), frozenset({"id", "margins"})),
     "scored-pair": (frozenset({"query", "positive", "score"}), frozenset()),
     "text": (frozenset({"text"}), frozenset({"id"})),
 }
@@ -98,8 +98,8 @@ class Balance(Strict):
 class Source(Strict):
     """One list of training rows, as an item of ``configuration/sources/*.yaml``.
 
-    ``columns`` maps our names (image, caption, negatives, id | query, positive, negatives | query, positive, score |
-    text) to the data's own column names; a dot leads into a nested one (``caption: json.text``).
+    ``columns`` maps our names (image, caption, negatives, margins, id | query, positive, negatives, margins | query,
+    positive, score | text) to the data's own column names; a dot leads into a nested one (``caption: json.text``).
     ``location`` is a file, a glob pattern or a folder; for "hub" a data set's name such as ``owner/photos``, read at
     the commit ``revision`` and configuration ``config``; for "embedded" a table such as ``openmoji/short_captions``.
     ``image_folder`` is where relative paths of pictures start, if that is not the folder of the files that name them.
@@ -171,10 +171,13 @@ class LossRule:
     has_negatives: bool = False
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def fits(self, side_name: SideName, task: SourceTask) -> bool:
-        """Whether a source with this task can feed the side; texts without pairs become pairs of two views."""
+    def fits(self, side_name: SideName, task: SourceTask, margins: bool = False) -> bool:
+        """Whether a source with this task can feed the side; texts without pairs become pairs of two views.
+
+        ``margins``: a teacher reads the negatives of triplets, if the loss does not.
+        """
         wanted = self.tasks.get(side_name)
-        return task == wanted or (task == "text" and wanted == "text-pair")
+        return task == wanted or (wanted == "text-pair" and (task == "text" or (margins and task == "triplet")))
 
     def takes_negatives(self, side_name: SideName) -> bool:
         """Whether the loss of this side gets hard negatives."""

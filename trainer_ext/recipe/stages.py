@@ -179,16 +179,31 @@ def _projections(lora: LoraSpec | None) -> frozenset[Part]:
 
 
 class TeacherSpec(Strict):
-    """A finished model of ours that the trained one should agree with; it is read from a folder and never changed.
+    """A finished model that the trained one should agree with; it is read from a folder and never changed.
 
-    ``kind``: "scores" compares how the two rank a batch's candidates, "vectors" the vectors themselves. ``weight`` is
-    the term's beside the loss of each of ``sides``.
+    It is a Jina CLIP, or for texts any model of sentence-transformers.
+
+    ``kind``: "scores" compares how the two rank a batch's candidates, "vectors" the vectors themselves, "margins" by
+    how much right answers beat their hard negatives. Margins may be a column of the sources, in place of the model's
+    own; they are divided by ``scale``. ``weight`` is the term's beside the loss of each of ``sides``.
+
+    >>> TeacherSpec(kind="margins", sides=["text"]).margin_sides()
+    frozenset({'text'})
     """
 
-    model: str
-    kind: Literal["scores", "vectors"]
+    model: str | None = None
+    kind: Literal["scores", "vectors", "margins"]
     weight: PositiveFloat = 1.0
+    scale: PositiveFloat = 1.0
     sides: Annotated[list[SideName], Field(min_length=1)] = list(SIDES)
+
+    def margin_sides(self) -> frozenset[SideName]:
+        """The sides whose margins are compared, which therefore read hard negatives with any loss."""
+        return frozenset(self.sides if self.kind == "margins" else ())
+
+    def compares(self, side_name: SideName) -> bool:
+        """Whether the batch's pairs of a side are compared: their scores, or their vectors."""
+        return side_name in self.sides and self.kind != "margins"
 
 
 ImageDecoding = Literal["exact", "fast"]

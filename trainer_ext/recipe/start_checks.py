@@ -4,14 +4,18 @@ A check that needs the disk has its own function (``missing_towers``, ``teacher_
 recipe alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trainer_ext.files import refuse_unwritable
-from trainer_ext.recipe.checks import embedding_width
+from trainer_ext.recipe.checks import embedding_width, read_model_config
 from trainer_ext.recipe.problems import Problem
 from trainer_ext.recipe.reading import path_of
+from trainer_ext.recipe.schema import Source
 from trainer_ext.recipe.stages import ImageCacheSpec, ImageDecoding, InitializeSpec, LoraSpec, Stage, TeacherSpec
+
+# ``model_type`` of our models, which their code has as well; recipes load without it.
+OURS = "jina_clip"
 
 
 def initialize_problems(initialize: InitializeSpec, trains_tokenizer: bool) -> Iterator[Problem]:
@@ -44,8 +48,8 @@ def lora_problems(lora: LoraSpec) -> Iterator[Problem]:
         yield f"lora.target_modules.{tower}", f"the {tower} tower has no adapters. Add it to lora.towers."
 
 
-def teacher_problems(teacher: TeacherSpec, stages: Sequence[Stage]) -> Iterator[Problem]:
-    """A teacher of a side that no stage has, or one side twice."""
+def teacher_problems(teacher: TeacherSpec, stages: Sequence[Stage], sources: Sequence[Source]) -> Iterator[Problem]:
+    """A teacher of a side that no stage has, one side twice, or margins of no negatives or of nothing."""
     trained = {name for stage in stages for name, _ in stage.sides()}
     if len(set(teacher.sides)) < len(teacher.sides):
         yield "teacher.sides", f"{teacher.sides} lists a side twice. Name each once."
@@ -53,6 +57,45 @@ def teacher_problems(teacher: TeacherSpec, stages: Sequence[Stage]) -> Iterator[
         yield (
             "teacher.sides",
             f"no stage trains {' or '.join(teacher.sides)}, so it teaches nothing. Name another side.",
+        )
+    if teacher.kind == "margins":
+        yield from _margin_problems(teacher, stages, {source.name: source for source in sources})
+        return
+    if teacher.model is None:
+        yield "teacher.model", f"is missing, and kind {teacher.kind!r} compares with a model. Give its folder."
+    if teacher.scale != 1:
+        yield "teacher.scale", f"is {teacher.scale:g}, but kind {teacher.kind!r} has no margins. Take it out."
+
+
+def _margin_problems(teacher: TeacherSpec, stages: Sequence[Stage], sources: Mapping[str, Source]) -> Iterator[Problem]:
+    taught = [
+        (f"stages.{position}.{name}", name, sources[source])
+        for position, stage in enumerate(stages)
+        for name, side in stage.sides()
+        if name in teacher.sides
+        for source in side.sources
+        if source in sources  # another check names those that are not there
+    ]
+    for place, name, source in taught:
+        if "negatives" not in source.columns:
+            yield (
+                place,
+                f"teacher.kind is 'margins', but source {source.name!r} has no column negatives. Take one that has "
+                f"(python -m trainer_ext mine makes it), leave {name} out of teacher.sides, or give this stage its own "
+                "run.",
+            )
+    without = [source.name for _, _, source in taught if "margins" not in source.columns]
+    if teacher.model is None and without:
+        yield (
+            "teacher.model",
+            f"is missing, and source {without[0]!r} has no column margins. Add margins: THE DATA'S COLUMN NAME to its "
+            "columns (python -m trainer_ext mine writes one), or give the folder of a model.",
+        )
+    if teacher.model is not None and taught and not without:
+        yield (
+            "teacher.model",
+            "would teach nothing: every source of its sides has a column margins. Take it out, or margins out of their "
+            "columns.",
         )
 
 
@@ -70,7 +113,7 @@ def picture_problems(
     elif all(stage.random_resized_crop for stage in with_pictures):
         words = "keeps whole pictures, but every stage crops them anew in each epoch. Take it out, or leave out"
         yield "image_cache", f"{words} random_resized_crop in a stage."
-    if teacher is not None:
+    if teacher is not None and teacher.model is not None and "image_text" in teacher.sides:
         words = (
             "keeps pictures as the model sees them, and the teacher fits them in its own way. Take one of the two out."
         )
@@ -85,9 +128,23 @@ def cache_folder_problems(cache: ImageCacheSpec) -> Iterator[Problem]:
         yield "image_cache.folder", f"{error}."
 
 
+def embeds_texts_alone(model: Path) -> bool:
+    """Whether a folder holds a model of sentence-transformers that is none of ours."""
+    if not (model / "modules.json").is_file():
+        return False
+    return not (model / "config.json").is_file() or read_model_config(model).get("model_type") != OURS
+
+
 def teacher_width_problems(teacher: TeacherSpec, width: int | None) -> Iterator[Problem]:
     """A teacher that is no folder of a model, or whose vectors have another width than the model's."""
+    if teacher.model is None:
+        return
     folder = path_of(teacher.model)
+    if embeds_texts_alone(folder):
+        if teacher.sides != ["text"]:
+            words = f"is {teacher.sides}, but {teacher.model!r} is a model of sentence-transformers, for texts alone."
+            yield "teacher.sides", f"{words} Give sides: [text]."
+        return
     if not (folder / "config.json").is_file():
         words = "has no config.json: a teacher is the folder of a finished model. Check the path."
         yield "teacher.model", f"{teacher.model!r} {words}"

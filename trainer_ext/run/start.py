@@ -21,6 +21,7 @@ from trainer_ext.recipe.checks import read_model_config
 from trainer_ext.recipe.reading import find_resource, path_of
 from trainer_ext.recipe.recipe import Recipe
 from trainer_ext.recipe.stages import TokenizerSpec
+from trainer_ext.recipe.start_checks import embeds_texts_alone
 from trainer_ext.run.tokenizer import train_wordpiece, training_texts
 from trainer_ext.training.lora import add_lora
 
@@ -145,8 +146,10 @@ def model_fingerprint(place: Path) -> str:
 
     A resumed run reads its teacher again, with LoRA its start's weights, and its start at the end to be merged with.
     """
-    files = [place] if place.is_file() else sorted({path for name in _READ for path in place.glob(name)})
-    parts = [f"{path.name}/{file_hash(path)}" for path in files if path.is_file()]
+    alone = place.is_dir() and embeds_texts_alone(place)  # then parts of it lie in folders of their own
+    names, find = ((*_READ, "modules.json"), place.rglob) if alone else (_READ, place.glob)
+    files = [place] if place.is_file() else sorted({path for name in names for path in find(name)})
+    parts = [f"{path.relative_to(place) if alone else path.name}/{file_hash(path)}" for path in files if path.is_file()]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -244,7 +244,7 @@ def setup_of(trainer: JinaCLIPTrainer) -> dict[str, Any]:
     is_main = trainer.is_world_process_zero()  # which alone writes and compares; reading the data once is enough
     recipe = trainer.recipe
     models = {"start": find_resource("models", recipe.model)}
-    if recipe.teacher is not None:
+    if recipe.teacher is not None and recipe.teacher.model is not None:
         models["teacher"] = path_of(recipe.teacher.model)
     return {
         "processes": trainer.args.world_size,

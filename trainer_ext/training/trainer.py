@@ -24,12 +24,13 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback
 
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
-from trainer_ext.data.batches import JointDataset, collator_of
+from trainer_ext.data.batches import JointDataset
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.pictures import PictureReader
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.record import SourceRecord
 from trainer_ext.data.sources import Rows, planned_rows
+from trainer_ext.data.taught_batches import collator_of
 from trainer_ext.losses.gradient_cache import Chunks, cached_embeddings
 from trainer_ext.losses.joint import JointObjective
 from trainer_ext.losses.logits import clamped_temperature
@@ -55,7 +56,7 @@ from trainer_ext.training.saving import SavingTrainer
 from trainer_ext.training.sharding import ShardedModel, is_sharded, shard_model, whole_parameter
 from trainer_ext.training.stages import StageCallback, model_problems
 from trainer_ext.training.switches import unchanged_randomness
-from trainer_ext.training.teacher import Teacher
+from trainer_ext.training.teacher import far_margins, teacher_of
 
 Evaluate = Callable[[JinaCLIPModel, Any], dict[str, float]]
 
@@ -94,10 +95,10 @@ class JinaCLIPTrainer(SavingTrainer):
         broken_rows: BrokenRows | None = None,
         **kwargs: Any,
     ) -> None:
-        self.teacher = None if recipe.teacher is None else Teacher(recipe.teacher, recipe.attn_implementation)
+        self.teacher = teacher_of(recipe)
         processors = processing_class, self.teacher and self.teacher.processor
         self._pictures = PictureReader(recipe, *processors)
-        kwargs.setdefault("data_collator", collator_of(recipe.stages, recipe.seed, *processors))
+        kwargs.setdefault("data_collator", collator_of(recipe.stages, recipe.seed, *processors, recipe.teacher))
         if evaluate_fn is not None:  # it brings its own data, but the base class insists on some
             kwargs.setdefault("eval_dataset", {})
         super().__init__(*args, processing_class=processing_class, **kwargs)  # type: ignore[misc]  # *args is short
@@ -290,7 +291,8 @@ class JinaCLIPTrainer(SavingTrainer):
 
     def _check_objective(self) -> None:
         """Check that losses and pictures fit the model, and that the losses work with the way it is wrapped."""
-        raise_problems(f"recipe {self.recipe.name}", list(model_problems(self.recipe, self.model.config)))
+        problems = [*model_problems(self.recipe, self.model.config), *far_margins(self.recipe, self.train_dataset)]
+        raise_problems(f"recipe {self.recipe.name}", problems)
         if self.args.fully_shard and (self.recipe.lora is not None or has_lora(self.model)):
             raise ValueError(
                 f"lora is {self.recipe.lora} and fully_shard is on: adapters are made and saved with whole weights; "

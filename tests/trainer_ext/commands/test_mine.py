@@ -135,7 +135,9 @@ def test_a_model_mines_by_its_cosines(mine: Mine, model: Path, tmp_path: Path) -
     encoder.max_seq_length = 8
     for row in parquet.read_table(tmp_path / "t.parquet").to_pylist():
         query, *texts = encoder.encode([f"find: {row['query']}", row["positive"], *row["negatives"]])
-        np.testing.assert_allclose([row["positive_score"], *row["negative_scores"]], texts @ query, atol=1e-5)
+        right, *scores = texts @ query
+        np.testing.assert_allclose([row["positive_score"], *row["negative_scores"]], [right, *scores], atol=1e-5)
+        np.testing.assert_allclose(row["margins"], right - np.array(scores), atol=1e-5)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     assert mine("--source", "pairs", *options, "--out", "again.parquet") == 0
     assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "t.parquet").read_bytes()
@@ -164,10 +166,52 @@ def test_captions_are_hard_negatives_of_pictures(
     recipe["stages"] = recipe["stages"][:1]
     [side] = re.findall("# its negatives are read where a stage has image_text: (.*)", printed)
     recipe["stages"][0]["image_text"] = yaml.safe_load(side) | {"batch_size": 4}
+    if retriever == "MODEL":
+        recipe["teacher"] = taught_by(printed, "image_text")
+    assert ("margins" in table[0]) == ("margins" in recipe["sources"][-1]["columns"]) == (retriever == "MODEL")
     recipe["sources"][-1]["max_broken_rows"] = 1
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     found = train(tmp_path / "recipe.yaml", tmp_path / "run", overrides=["stages.0.steps=2"])
     assert json.loads((found.folder / "run.json").read_text())["losses"]["info_nce_plus"]
+
+
+def taught_by(printed: str, side: str) -> dict:
+    """The teacher that the printed words name."""
+    [words] = re.findall("# its margins are read where a recipe has teacher: (.*)", printed)
+    teacher = yaml.safe_load(words)
+    assert teacher.pop("scale", 2.0) > 1.0
+    assert teacher == {"kind": "margins", "sides": [side]}
+    return yaml.safe_load(words)
+
+
+def test_margins_of_a_cross_encoder_teach(
+    mine: Mine, tmp_path: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its scores are no cosines: the printed scale brings them into their range."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from tests.trainer_ext.tiny_run import make_tokenizer
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    judge = BertForSequenceClassification(BertConfig(vocab_size=64, num_labels=1, initializer_range=2.0, **sizes))
+    judge.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}  # scores, no chances
+    judge.save_pretrained(tmp_path / "judge")
+    make_tokenizer().save_pretrained(tmp_path / "judge")
+    options = ["--retriever", "bm25", "--cross_encoder", "judge", "--negatives", 2, "--out", "t.parquet"]
+    assert mine("--source", "pairs", *options) == 0
+    printed = capsys.readouterr().out
+    teacher = taught_by(printed, "text")
+    margins = [margin for row in parquet.read_table(tmp_path / "t.parquet").to_pylist() for margin in row["margins"]]
+    assert max(margins) / teacher["scale"] == pytest.approx(1.0, abs=0.06)
+    recipe = yaml.safe_load(tiny_recipe.read_text())
+    recipe["sources"].append(entry_of(printed))
+    recipe["stages"] = recipe["stages"][2:]
+    recipe["stages"][0] |= {"steps": 2, "image_text": None, "trainable": ["text"]}
+    recipe["stages"][0]["text"]["sources"] = ["pairs-mined"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"teacher": teacher}))
+    found = train(tmp_path / "recipe.yaml", tmp_path / "run")
+    log = json.loads((found.folder / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert all(np.isfinite(entry["teacher_text"]) for entry in log if "loss" in entry)
 
 
 WRONG = {

@@ -179,6 +179,33 @@ def test_triplets(tmp_path: Path) -> None:
     assert load_source(source(path, task="triplet"))["negatives"][:] == [["x", "y"]] * 3
 
 
+MARGINS = COLUMNS["triplet"] | {"margins": "m"}
+GOOD_TRIPLET = {"q": "q", "a": "a", "n": ["x", "y"]}
+
+
+@pytest.mark.parametrize("type", [pa.list_(pa.int8()), pa.large_list(pa.float32()), pa.list_(pa.float16(), 2)])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_margins_of_any_number_type(tmp_path: Path, type: pa.DataType, streaming: bool) -> None:
+    table = pa.table({
+        "q": ["q"] * 3, "a": ["a"] * 3, "n": [["x", "y"]] * 3, "m": pa.array([[1, 2], [0, -1], [3, 0]]).cast(type)
+    })  # fmt: skip
+    pa.parquet.write_table(table, tmp_path / "rows.parquet")
+    item = source(tmp_path / "rows.parquet", "parquet", "triplet", columns=MARGINS, streaming=streaming)
+    rows = load_sources([item])["mine"]
+    found = [one.row["margins"] for one in rows.read([0, 1, 2])] if streaming else rows["margins"][:]
+    assert sorted(found) == [[0.0, -1.0], [1.0, 2.0], [3.0, 0.0]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_margins_of_json_and_of_pictures_with_one_caption(tmp_path: Path, streaming: bool) -> None:
+    pictures(tmp_path, ["a.png"])
+    path = write_json(tmp_path / "rows.jsonl", [GOOD["image-text"] | {"n": ["x"], "m": [value]} for value in (1, 0.5)])
+    columns = COLUMNS["image-text"] | {"negatives": "n", "margins": "m"}
+    rows = load_sources([source(path, task="image-text", columns=columns, streaming=streaming)])["mine"]
+    found = [one.row["margins"] for one in rows.read([0, 1])] if streaming else rows["margins"][:]
+    assert sorted(found) == [[0.5], [1.0]]
+
+
 def test_large_strings_are_texts(tmp_path: Path) -> None:
     table = pa.table({"q": pa.array(["q"], pa.large_string()), "a": pa.array(["a"], pa.large_string())})
     pa.parquet.write_table(table, tmp_path / "rows.parquet")
@@ -250,20 +277,22 @@ def test_no_such_column(tmp_path: Path) -> None:
         ("text-pair", {"q": 3, "a": "a"}, "column 'q' holds Value('int64'), but query must be a text."),
         ("text-pair", {"q": ["q"], "a": "a"}, "but query must be a text."),
         ("triplet", {"q": "q", "a": "a", "n": "x"}, "but negatives must be a list of texts."),
+        ("triplet", GOOD_TRIPLET | {"m": ["high"]}, "but margins must be a list of numbers."),
+        ("triplet", GOOD_TRIPLET | {"m": 0.5}, "but margins must be a list of numbers."),
         ("image-text", {"image": 3, "text": "t"}, "column 'image' holds Value('int64'), but image must be encoded"),
         ("image-text", {"image": "a.png", "text": [1]}, "but caption must be a text or a list of texts."),
     ],
 )
 def test_wrong_type(tmp_path: Path, task: str, row: dict[str, Any], words: str) -> None:
     path = write_json(tmp_path / "rows.jsonl", [row])
-    message = refusal(source(path, task=task))
+    message = refusal(source(path, task=task, columns=MARGINS if "m" in row else COLUMNS[task]))
     assert str(path) in message
     assert words in message
 
 
 GOOD = {
     "text-pair": {"q": "q", "a": "a"},
-    "triplet": {"q": "q", "a": "a", "n": ["x", "y"]},
+    "triplet": GOOD_TRIPLET,
     "image-text": {"image": "a.png", "text": ["t"]},
 }
 
@@ -293,6 +322,43 @@ def test_bad_row_is_named_by_file_row_and_column(
     second = write_json(tmp_path / "rows-2.jsonl", [GOOD[task], GOOD[task], GOOD[task] | bad, GOOD[task]])
     message = refusal(source(tmp_path / "rows-*.jsonl", task=task))
     assert f"{second}, row 2, column {column!r}: {words}" in message
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"m": [0.5]}, "1 margins, but 2 negatives. Give one for each."),
+        ({"m": [0.5, 0.25, 0.0]}, "3 margins, but 2 negatives. Give one for each."),
+        ({"m": None}, "no list of finite numbers"),
+        ({"m": []}, "no list of finite numbers"),
+        ({"m": [0.5, None]}, "no list of finite numbers"),
+        ({"m": [0.5, "high"]}, "where a list of numbers belongs"),
+        ({"m": [0.5, True]}, "where a list of numbers belongs"),
+        ({"m": 0.5}, "where a list of numbers belongs"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_margins_are_named(tmp_path: Path, bad: dict[str, Any], words: str, streaming: bool) -> None:
+    good = GOOD["triplet"] | {"m": [0.5, -1]}
+    path = write_json(tmp_path / "rows.jsonl", [good, good, good | bad, good])
+    item = source(path, task="triplet", columns=MARGINS, streaming=streaming)
+    with pytest.raises(DataError) as caught:
+        load_sources([item])["mine"].read([0, 1, 2])
+    assert f"{path}, row 2, column 'm'" in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_margins_that_are_not_finite_and_those_of_several_captions(tmp_path: Path) -> None:
+    columns = GOOD["triplet"] | {"m": [0.5, float("nan")]}
+    Dataset.from_list([GOOD["triplet"] | {"m": [0.5, 1.0]}, columns]).to_parquet(tmp_path / "rows.parquet")
+    item = source(tmp_path / "rows.parquet", "parquet", "triplet", columns=MARGINS)
+    assert "row 1, column 'm': no list of finite numbers" in refusal(item)
+    pictures(tmp_path, ["a.png"])
+    row = {"image": "a.png", "n": ["x"], "m": [0.5]}
+    path = write_json(tmp_path / "rows.jsonl", [row | {"text": ["t"]}, row | {"text": ["t", "u"]}])
+    columns = COLUMNS["image-text"] | {"negatives": "n", "margins": "m"}
+    message = refusal(source(path, task="image-text", columns=columns))
+    assert "row 1, column 'm': margins are of one caption, and there are several." in message
 
 
 def test_how_many_rows_share_the_fault(tmp_path: Path) -> None:

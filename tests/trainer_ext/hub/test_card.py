@@ -139,6 +139,48 @@ def test_card_tells_how_a_model_was_tuned(golden: Path, base: Path, tmp_path: Pa
     assert str(tmp_path) not in content
 
 
+CHANGED = "stages.0.text={sources: [texts], batch_size: 4, label_smoothing: 0.1, hardness: 5.0, temperature: 0.02}"
+ADDED = (
+    "stages.0.image_text={sources: [pictures], batch_size: 4, temperature: trained, matryoshka: {dims: [64, 32]}, "
+    "alignment: 0.5, cross_uniformity: 0.25}"
+)
+ALONE = ["stages.0.text=null", "evaluation.tasks=[{name: pictures, source: pictures}]"]
+MINED = {"name": "mined", "task": "triplet", "format": "parquet", "location": "mined.parquet"}
+MINED |= {"columns": {name: name for name in ("query", "positive", "negatives", "margins")}}
+HARD = "stages.0.text={sources: [mined], batch_size: 4, loss: info_nce_plus}"
+
+
+def test_what_a_recipe_adds_to_a_loss_is_told(golden: Path, base: Path, tmp_path: Path) -> None:
+    """Otherwise two models with other objectives would have the same card."""
+    checkpoint = finetuned(golden, tmp_path, base, ADDED, CHANGED)
+    content = (build(checkpoint, tmp_path / "out") / "README.md").read_text()
+    image_text = "InfoNCE (Matryoshka at 64, 32; temperature trained) + 0.5 alignment + 0.25 cross-uniformity"
+    text = "InfoNCE (label smoothing 0.1; hardness 5; temperature 0.02)"
+    assert f"| image-text: {image_text}, text: {text} |" in content
+    assert card_errors(content) == []
+
+
+def test_a_teacher_is_told_with_the_sides_that_were_taught(golden: Path, base: Path, tmp_path: Path) -> None:
+    mined = tmp_path / "sources.yaml"
+    mined.write_text(yaml.safe_dump([MINED]))
+    pictures = finetuned(golden, tmp_path / "1", base, *ALONE, f"teacher={{model: {base}, kind: scores}}")
+    content = (build(pictures, tmp_path / "one") / "README.md").read_text()
+    assert "A teacher's scores beside the losses of the image-text side (weight 1)." in content
+    changes = [
+        f"sources=[{mined}]",
+        "stages.0.image_text=null",
+        "evaluation=null",
+        HARD,
+        "teacher={kind: margins, scale: 8.0, weight: 2}",
+    ]
+    checkpoint = with_run(golden, tmp_path / "run", "finetune", f"model={base}", *changes)
+    content = (build(checkpoint, tmp_path / "two") / "README.md").read_text()
+    assert (
+        "A teacher's margins over hard negatives, from the sources' own column, beside the losses of the text side "
+        "(weight 2, scale 8)."
+    ) in content
+
+
 def test_a_loss_of_ones_own_is_shown_by_its_name(golden: Path, tmp_path: Path) -> None:
     checkpoint = with_run(golden, tmp_path / "run", "openmoji")
     run = json.loads((checkpoint / "run.json").read_text())

@@ -205,6 +205,11 @@ def test_a_cross_encoder_scores_anew_before_the_margins(cross_encoder: Path) -> 
         assert (found is None) == (len(below) < 2)
         if found is not None:
             np.testing.assert_allclose(found.scores, scores[below[:2]], atol=1e-5)
+            np.testing.assert_allclose(found.right_scores, [scores[right]], atol=1e-5)
+    assert mined.has_margins
+    most = max(row.right_scores[0] - score for row in mined.rows for score in row.scores)
+    assert mined.summary["margins"]["most"] == pytest.approx(most, abs=1e-6)
+    assert not mine(pairs, MiningSettings("bm25", negatives=2), progress=False).has_margins
 
 
 WRONG = {

@@ -7,20 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
-from modeling_jina_clip import JinaCLIPConfig, JinaCLIPImageProcessor, JinaCLIPModel, JinaCLIPProcessor
+from modeling_jina_clip import JinaCLIPModel
 from tests.trainer_ext.losses.test_joint_options import IMAGES, PAIRS, QUIET, TRIPLETS, state_of
 from tests.trainer_ext.own_process import in_two_processes, train_rank
 from tests.trainer_ext.tiny_run import (
-    MODEL,
     RunFactory,
     assert_same_weights,
     entries_of,
     make_model,
-    make_processor,
-    make_tokenizer,
     trained,
 )
 from trainer_ext.recipe.problems import RecipeError
@@ -28,38 +23,6 @@ from trainer_ext.recipe.recipe import load_recipe, recipe_differences, recipe_fi
 from trainer_ext.recipe.stages import TeacherSpec
 from trainer_ext.training.teacher import Teacher
 from trainer_ext.training.trainer import JinaCLIPTrainer
-
-
-def save(model: JinaCLIPModel, processor: JinaCLIPProcessor, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def same(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model that training starts from."""
-    return save(make_model(), make_processor(), tmp_path_factory.mktemp("teachers") / "same")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another width, other numbers for the same words, larger pictures, and dropout that must not count."""
-    words = json.loads(make_tokenizer().backend_tokenizer.to_str())
-    vocabulary = words["model"]["vocab"]
-    places = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
-    rest = [word for word in vocabulary if word not in places]
-    words["model"]["vocab"] = places | {word: 4 + place for place, word in enumerate(reversed(rest))}
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(words)), **special)
-    sizes = {"embed_dim": 24, "hidden_size": 24, "hidden_dropout_prob": 0.5}
-    vision = MODEL["vision_config"] | {"embed_dim": 24, "width": 24, "image_size": 24, "patch_dropout": 0.5}
-    config = JinaCLIPConfig(text_config=MODEL["text_config"] | sizes, vision_config=vision, projection_dim=24)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = JinaCLIPModel(config)
-    processor = JinaCLIPProcessor(JinaCLIPImageProcessor(size=24), tokenizer)
-    return save(model, processor, tmp_path_factory.mktemp("teachers") / "other")
 
 
 def taught(factory: RunFactory, folder: Path, teacher: Path, *more: str, dropout: float = 0.0) -> JinaCLIPTrainer:
@@ -179,7 +142,18 @@ REFUSED = {
         by(Path("openmoji-small")),
         "teacher.model: 'openmoji-small' has no config.json: a teacher is the folder of a finished model.",
     ),
-    "no such kind": (by(Path("OTHER"), "margin"), "teacher.kind: must be 'scores' or 'vectors', got 'margin'"),
+    "no such kind": (
+        by(Path("OTHER"), "margin"),
+        "teacher.kind: must be 'scores', 'vectors' or 'margins', got 'margin'",
+    ),
+    "no folder": (
+        "teacher={kind: vectors}",
+        "teacher.model: is missing, and kind 'vectors' compares with a model. Give its folder.",
+    ),
+    "a scale of no margins": (
+        by(Path("OTHER"), more=", scale: 4.0"),
+        "teacher.scale: is 4, but kind 'scores' has no margins. Take it out.",
+    ),
     "no weight": (by(Path("OTHER"), more=", weight: 0"), "teacher.weight: must be greater than 0"),
     "a side twice": (by(Path("OTHER"), more=", sides: [text, text]"), "lists a side twice. Name each once."),
     "no such side": (by(Path("OTHER"), more=", sides: [texts]"), "teacher.sides.0: must be 'image_text' or 'text'"),
@@ -212,7 +186,7 @@ def test_a_folder_that_is_no_whole_teacher(tiny_recipe: Path, same: Path, tmp_pa
     change(content)
     (folder / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=words):
-        Teacher(TeacherSpec(model=str(folder), kind="scores"))
+        Teacher(TeacherSpec(model=str(folder), kind="scores"), str(folder))
 
 
 def test_a_side_that_no_stage_has_is_refused(tiny_recipe: Path, other: Path) -> None:
