@@ -252,8 +252,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
             "stages.0.image_text={sources: [contrasted], batch_size: 4, captions_per_image: 2}",
             by(Path("OTHER"), KIND, ", sides: [image_text]"),
         ],
-        "captions_per_image: is 2, and a teacher's margins contrast whole captions with the row's negatives. Take it out, "
-        "or leave image_text out of teacher.sides.",
+        "captions_per_image: is 2, and a teacher's margins contrast whole captions with the row's negatives. Take it "
+        "out, or leave image_text out of teacher.sides.",
     ),
     "a scale of 0": ([by(Path("OTHER"), KIND, ", scale: 0")], "teacher.scale: must be greater than 0"),
 }
