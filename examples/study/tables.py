@@ -24,6 +24,8 @@ from trainer_ext.commands.guard import guarded
 
 PAGE = Path(__file__).parents[2] / "docs" / "study.md"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+# One difference inside a sentence: arm, the arm it is compared with, column.
+CELL = re.compile(r"(<!-- (\w+) - (\w+), ([\w ,]+) -->)(.*?)(<!-- / -->)")
 # Column -> suite, figure. Text to image where pictures are searched.
 COLUMNS = {
     "concepts": ("test", "concepts_short/t2i_r5"),
@@ -167,12 +169,23 @@ def table(name: str, content: Mapping[str, Any], rows: Sequence[Row]) -> list[st
 
 
 def with_tables(page: str, content: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The page with its tables as the rows have them."""
+    """The page with its tables, and its differences inside sentences, as the rows have them.
+
+    Raises:
+        ValueError: a sentence has a difference of arms without three common seeds.
+    """
+    arms, runs = read_arms(content), runs_of(rows)
+
+    def said(place: re.Match[str]) -> str:
+        found = difference(runs, arms[place[2]], place[3], COLUMNS[place[4]])
+        if found is None:
+            raise ValueError(f"the page says {place[2]} - {place[3]}, {place[4]}, but there are no three seeds of both")
+        return f"{place[1]}{found.mean:+.1f} ±{found.half:.1f}{place[6]}"
 
     def made(block: re.Match[str]) -> str:
         return "\n".join([block[1].rstrip(), "", *table(block[2], content, rows), "", block[4]])
 
-    return BLOCK.sub(made, page)
+    return CELL.sub(said, BLOCK.sub(made, page))
 
 
 # --- drawings ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The study of docs/study.md: its arms, its harness on the tiny run, its tables from rows, and the page."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,14 @@ def test_a_peer_without_a_seed_is_compared_with_every_seed() -> None:
     low, high = stats.ttest_1samp(0.4 - np.array(JOINT), 0).confidence_interval(0.95)
     assert cell(runs, ALL_ARMS["bm25"], "joint", COLUMNS["headword"]).startswith("40.0 (")
     assert f"±{50 * (high - low):.1f}" in cell(runs, ALL_ARMS["bm25"], "joint", COLUMNS["headword"])
+
+
+def test_a_difference_in_a_sentence_is_that_of_the_table() -> None:
+    page = "so <!-- images_only - joint, concepts -->old<!-- / --> points"
+    [said] = re.findall(r"-->(.*)<!-- /", with_tables(page, CONTENT, MADE))
+    assert f"({said})" in cell(runs_of(MADE), ALL_ARMS["images_only"], "joint", COLUMNS["concepts"])
+    with pytest.raises(ValueError, match="images_only - joint, concepts, but there are no three seeds of both"):
+        with_tables(page, CONTENT, MADE[:6])
 
 
 def test_two_rows_of_one_run_are_refused() -> None:
