@@ -133,15 +133,21 @@ SAME = {
     "padding computed": ["gradient_cache_chunk_size=2", "attn_implementation=eager"],
 }
 
+LOSSES = {
+    "pairs": [],
+    "negatives": [CONTRASTED % ", uniformity: 0.5", TRIPLETS % ""],
+    "captions": [IMAGES % ", captions_per_image: 2"],
+}
+
 
 @pytest.mark.parametrize("way", SAME)
-@pytest.mark.parametrize("losses", ["pairs", "negatives"])
+@pytest.mark.parametrize("losses", LOSSES)
 def test_no_way_of_computing_a_step_changes_it(
     make_trainer: RunFactory, tmp_path: Path, deep: Path, way: str, losses: str
 ) -> None:
-    sides = [] if losses == "pairs" else [CONTRASTED % ", uniformity: 0.5", TRIPLETS % ""]
-    plain = trained(layered(make_trainer, tmp_path / "plain", deep, *SGD, *sides))
-    other = trained(layered(make_trainer, tmp_path / "other", deep, *SGD, *sides, *SAME[way]))
+    sides = [*SGD, *LOSSES[losses]]
+    plain = trained(layered(make_trainer, tmp_path / "plain", deep, *sides))
+    other = trained(layered(make_trainer, tmp_path / "other", deep, *sides, *SAME[way]))
     moved = 0.0
     start = layered(make_trainer, tmp_path / "start", deep).model.state_dict()
     for name, value in state_of(plain).items():
