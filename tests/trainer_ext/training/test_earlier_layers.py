@@ -159,12 +159,13 @@ def test_no_way_of_computing_a_step_changes_it(
             assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-7), name
 
 
-@pytest.mark.slow
-def test_compiled_towers_train_the_same(make_trainer: RunFactory, tmp_path: Path, deep: Path) -> None:
-    plain = trained(layered(make_trainer, tmp_path / "plain", deep, *SGD))
-    compiled = trained(layered(make_trainer, tmp_path / "compiled", deep, *SGD, "torch_compile=true"))
-    for name, value in state_of(plain).items():
-        torch.testing.assert_close(value, state_of(compiled)[name], rtol=0.0, atol=1e-5)
+@pytest.mark.parametrize("key", ["torch_compile=true", "torch_compile_backend=eager"])
+def test_compiled_towers_are_refused(tiny_recipe: Path, deep: Path, key: str) -> None:
+    words = f"{key.partition('=')[0]}: compiles the towers anew for each earlier layer that is drawn. Take"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tiny_recipe, [*overrides(deep), key])
+    assert words in str(caught.value)
+    assert load_recipe(tiny_recipe, [*overrides(deep), key, "matryoshka={dims: [16]}"]).matryoshka.layers is None
 
 
 def test_scored_pairs_and_siglip_have_earlier_layers_too(make_trainer: RunFactory, tmp_path: Path, deep: Path) -> None:
