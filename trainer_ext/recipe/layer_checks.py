@@ -28,6 +28,13 @@ def layer_problems(matryoshka: Matryoshka, stages: Sequence[Stage], lora: LoraSp
             yield _place(matryoshka, tower), words
 
 
+def compiled_layer_problems(matryoshka: Matryoshka | None, training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Towers that are compiled: each earlier layer is a program of its own, and torch soon gives up compiling more."""
+    compiled = [name for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode") if training.get(name)]
+    if compiled and matryoshka is not None and matryoshka.layers is not None:
+        yield compiled[0], "compiles the towers anew for each earlier layer that is drawn. Take it or the layers out."
+
+
 def side_layer_problems(stages: Sequence[Stage]) -> Iterator[Problem]:
     """Layers in a side: a tower is run once, and its earlier layer is drawn once, for both sides."""
     for position, stage in enumerate(stages):

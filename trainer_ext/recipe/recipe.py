@@ -29,7 +29,13 @@ from trainer_ext.recipe.checks import (
     width_problems,
 )
 from trainer_ext.recipe.evaluation import EvaluationSpec
-from trainer_ext.recipe.layer_checks import depth_problems, layer_problems, side_layer_problems, tower_depths
+from trainer_ext.recipe.layer_checks import (
+    compiled_layer_problems,
+    depth_problems,
+    layer_problems,
+    side_layer_problems,
+    tower_depths,
+)
 from trainer_ext.recipe.problems import (
     Problem,
     RecipeError,
@@ -115,6 +121,7 @@ class Recipe(Strict):
             problems += matryoshka_problems("matryoshka", self.matryoshka)
             problems += layer_problems(self.matryoshka, self.stages, self.lora)
         problems += side_layer_problems(self.stages)
+        problems += compiled_layer_problems(self.matryoshka, self.training)
         if self.evaluation is not None:
             problems += self.evaluation.problems(self.sources)
         if self.teacher is not None:

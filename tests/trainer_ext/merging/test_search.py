@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from modeling_jina_clip import JinaCLIPModel
 from tests.trainer_ext.merging.families import weights_of
+from tests.trainer_ext.tiny_run import deep_preset
 from trainer_ext import merge
 from trainer_ext.__main__ import main
 from trainer_ext.losses import info_nce
@@ -217,6 +218,18 @@ def test_the_command_searches_and_says_what_it_found(
     again = merge(family / "base", [family / "a", family / "b"], tmp_path / "o", found, record["scale"])
     for folder in (tmp_path / "n", again):
         assert (folder / "model.safetensors").read_bytes() == (tmp_path / "m" / "model.safetensors").read_bytes()
+
+
+def test_a_probe_leaves_earlier_layers_out_and_says_so(probe: Path, tmp_path: Path) -> None:
+    """Which one is drawn depends on the step, and a search has none."""
+    tree = yaml.safe_load(probe.read_text()) | {"model": str(deep_preset(tmp_path))}
+    tree["matryoshka"] = {"dims": [16, 4], "layers": [2, 4]}
+    (tmp_path / "layers.yaml").write_text(yaml.safe_dump(tree))
+    said: list[str] = []
+    prefixes = _as_probe(tmp_path / "layers.yaml", said.append).matryoshka
+    assert prefixes is not None
+    assert (prefixes.dims, prefixes.layers) == ([16, 4], None)
+    assert said[0].endswith(", matryoshka.layers")
 
 
 def test_a_search_begins_where_it_is_told_to(probe: Path, family: Path, tmp_path: Path) -> None:
