@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPProcessor
-from trainer_ext.losses.joint import COLUMNS
+from trainer_ext.losses.columns import COLUMNS
 from trainer_ext.losses.logits import clamped_temperature
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.recipe.checks import read_model_config
