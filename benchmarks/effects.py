@@ -93,11 +93,11 @@ class Runs:
         base = self.recipes[recipe]["recipe"]
         return trained(self.folder / "runs" / _name_of([base, overrides]), base, overrides)
 
-    def figures(self, model: Path, layers: Mapping[str, int]) -> dict[str, float]:
-        """The figures of a model, or of its first layers, on the held-out tasks, measured once."""
+    def figures(self, model: Path, names: Sequence[str], layers: Mapping[str, int]) -> dict[str, float]:
+        """The figures of a model, or of its first layers, on the held-out tasks, kept if ``names`` are among them."""
         cut = "".join(f"_{name}_{number}" for name, number in sorted(layers.items()))
         kept = model / f"effect_figures_{self.measured['limit']}{cut}.json"
-        if not kept.is_file():
+        if not kept.is_file() or not set(names) <= json.loads(kept.read_text()).keys():
             encoders = first_layers(model, layers) if layers else open_model(model)
             write_json(kept, figures_on(encoders, self.tasks()))
         return json.loads(kept.read_text())
@@ -106,7 +106,8 @@ class Runs:
         """The tasks of ``measured``, read once."""
         if not self._tasks:
             measured = self.measured
-            self._tasks = read_tasks(measured["suite"], measured["limit"], measured["tasks"])
+            own = measured.get("own_sources", []), measured.get("own_tasks", [])
+            self._tasks = read_tasks(measured["suite"], measured["limit"], measured["tasks"], *own)
         return self._tasks
 
     def compare(self, name: str, seeds: Sequence[int]) -> list[str]:
@@ -115,7 +116,7 @@ class Runs:
         self._prepare(arm)
         run = partial(self.run, arm.recipe)
         pairs = [(run(arm.without, seed), run(arm.having, seed)) for seed in seeds]
-        figures = partial(self.figures, layers=arm.shortened)
+        figures = partial(self.figures, names=arm.figures, layers=arm.shortened)
         without, having = zip(*((figures(a), figures(b / arm.measured)) for a, b in pairs), strict=True)
         seconds = [statistics.median(map(seconds_of, folders)) for folders in zip(*pairs, strict=True)]
         rows = []

@@ -10,9 +10,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import stats
 
@@ -21,7 +21,8 @@ from trainer_ext.evaluation.items import encode_items
 from trainer_ext.evaluation.tasks import Task, figures_of
 from trainer_ext.files import write_json
 from trainer_ext.measuring import Encoders, build_tasks, load_task_rows
-from trainer_ext.recipe.evaluation import load_tasks
+from trainer_ext.recipe.evaluation import TaskSpec, load_tasks
+from trainer_ext.recipe.schema import Source
 
 FIRST_SEED = 42
 # Written last into a run's folder, so a folder without it is of a run that was stopped.
@@ -70,15 +71,22 @@ def seconds_of(run: Path) -> float:
     return json.loads((run / DONE).read_text())["seconds"]
 
 
-def read_tasks(suite: str, limit: int, names: Collection[str] | None = None) -> list[Task]:
-    """The tasks of a suite, or those of these names, each with at most ``limit`` rows."""
+def read_tasks(
+    suite: str,
+    limit: int,
+    names: Collection[str] | None = None,
+    own_sources: Sequence[Mapping[str, Any]] = (),
+    own_tasks: Sequence[Mapping[str, Any]] = (),
+) -> list[Task]:
+    """The tasks of a suite, or those of these names, and further ones; each with at most ``limit`` rows."""
     content = load_tasks(suite)
+    named = [task for task in content.tasks if names is None or task.name in names]
     chosen = [
         task.model_copy(update={"limit": min(task.limit or limit, limit)})
-        for task in content.tasks
-        if names is None or task.name in names
+        for task in (*named, *(TaskSpec(**task) for task in own_tasks))
     ]
-    return build_tasks(chosen, load_task_rows(chosen, content.sources), progress=False)
+    sources = [*content.sources, *(Source(**source) for source in own_sources)]
+    return build_tasks(chosen, load_task_rows(chosen, sources), progress=False)
 
 
 def figures_on(encoders: Encoders, tasks: Sequence[Task]) -> dict[str, float]:

@@ -43,7 +43,9 @@ def test_rows_are_replaced_or_added() -> None:
 def test_an_arm_is_a_recipe_and_the_page_names_it(name: str, tmp_path: Path) -> None:
     runs = Runs(CONTENT, tmp_path)
     arm, spec = runs.arms[name], CONTENT["recipes"][CONTENT["arms"][name]["recipe"]]
-    tasks = {task.name for task in load_tasks(CONTENT["measured"]["suite"]).tasks} & set(CONTENT["measured"]["tasks"])
+    measured = CONTENT["measured"]
+    tasks = {task.name for task in load_tasks(measured["suite"]).tasks} & set(measured["tasks"])
+    tasks |= {task["name"] for task in measured["own_tasks"]}
     assert {figure.partition("/")[0] for figure in arm.figures} <= tasks
     assert arm.having != arm.without
     (tmp_path / "half").mkdir()

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.pictures import PictureReader
 from trainer_ext.data.plan import JointBatchPlan
 from trainer_ext.data.sources import Rows
+from trainer_ext.losses.columns import COLUMNS
 from trainer_ext.recipe.recipe import Recipe
 from trainer_ext.recipe.schema import SideName
 
@@ -63,7 +65,7 @@ def stage_batches(
         DataError: a source of which no row can be used.
     """
     pictures = PictureReader(recipe.model_copy(update={"image_cache": None}), processor)
-    dataset = JointDataset(recipe.sources, tables, recipe.seed, BrokenRows(None), pictures, recipe.stages)
+    dataset = JointDataset(recipe.used_sources(), tables, recipe.seed, BrokenRows(None), pictures, recipe.stages)
     collate = JointCollator(processor, recipe.stages, recipe.seed)
     firsts = [0, *accumulate(stage.steps for stage in recipe.stages)]
     shown = []
@@ -73,13 +75,16 @@ def stage_batches(
         batch = collate(dataset.__getitems__([key for group in of_side.values() for key in group[:rows]]))
         for name, group in of_side.items():
             found = _rows(batch[name], processor.tokenizer, stage.max_length)
-            pixels = batch[name].get("pixel_values")
+            pixels = batch[name].get("pixel_values", batch[name].get("picture", {}).get("pixel_values"))
             size = None if pixels is None else pixels.shape[-1]
             shown.append(ShownBatch(stage.name, name, batch["sources"][name], len(group), size, found))
     return shown
 
 
 def _rows(side: Mapping[str, Any], tokenizer: Any, limit: int) -> list[ShownRow]:
+    if "picture" in side:  # both pictures of a pair, side by side
+        both = torch.cat([side[name]["pixel_values"] for name in COLUMNS["images"]], dim=3)
+        return [ShownRow([], thumbnail(pixels.numpy().transpose(1, 2, 0), 2 * THUMBNAIL)) for pixels in both]
     if "pixel_values" in side:
         rows = _by_row(_texts("caption", side, tokenizer, limit), len(side["pixel_values"]))
     else:
@@ -115,10 +120,10 @@ def _texts(name: str, column: Mapping[str, Tensor], tokenizer: Any, limit: int) 
     return found
 
 
-def thumbnail(pixels: np.ndarray) -> str:
+def thumbnail(pixels: np.ndarray, longest: int = THUMBNAIL) -> str:
     """A small PNG of (height, width, 3) uint8 pixels as a data URI."""
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((longest, longest))
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -32,6 +32,7 @@ from trainer_ext.checking.scan import NO_LIMIT, AllBroken, SourceScan, open_sour
 from trainer_ext.checking.texts import flip_findings, token_findings
 from trainer_ext.data.balance import balances
 from trainer_ext.data.formats import DataError
+from trainer_ext.data.picture_pairs import pair_notes
 from trainer_ext.data.sources import Rows, planned_rows
 from trainer_ext.files import partial_path, write_json, write_whole
 from trainer_ext.recipe.evaluation import TaskSpec, load_tasks
@@ -188,9 +189,9 @@ class _Check:
         for name, balanced, words in balances(sources, tables):
             self.checked.sources[name]["balance"] = balanced.as_record()
             self.checked.log.add([Finding("note", "balance", name, words)])
-        counts = planned_rows(sources, tables)
         try:
-            plan = make_plan(self.recipe, counts, self.processes)
+            self.checked.log.add(Finding("note", "no-partner", *note) for note in pair_notes(sources, tables))
+            plan = make_plan(self.recipe, planned_rows(sources, tables), self.processes)
         except ValueError as error:
             self.checked.log.add([Finding("error", "plan", "", str(error))])
             return False

@@ -247,7 +247,7 @@ def _take(
     found.numbers.add(numbers)
     found.things.add(things)
     keys = {name: _take_texts(found, name, columns[name], numbers, things, log) for name in found.texts}
-    _take_pairs(found, keys, facts, numbers)
+    _take_pairs(found, keys, facts, numbers, things)
     if "score" in columns and len(found.scores) < 2:
         found.scores.update(map(float, columns["score"]))
 
@@ -305,15 +305,16 @@ def pair_key(left: int, right: int) -> int:
 
 
 def _take_pairs(
-    found: SourceScan, keys: dict[str, list[list[int]]], facts: Sequence[PictureFacts | None], numbers: np.ndarray
-) -> None:
+    found: SourceScan, keys: dict[str, list[list[int]]], facts: Sequence[PictureFacts | None], numbers: np.ndarray,
+    things: np.ndarray,
+) -> None:  # fmt: skip
     """Which texts belong to which pictures or queries, and which do not."""
     row_keys, pairs, pair_rows, negative, negative_rows = [], [], [], [], []
     for place, row in enumerate(numbers.tolist()):
-        if "caption" in keys:
-            one, texts = facts[place], keys["caption"][place]
+        if "query" not in keys:  # of pictures: paired with each other they have no texts, and the id instead
+            one, texts = facts[place], keys["caption"][place] if "caption" in keys else [int(things[place])]
             row_keys.append(text_key(f"{row if one is None else one.label}/{sorted(texts)}"))
-            query = None if one is None else one.pixels
+            query = None if one is None or "caption" not in keys else one.pixels
             mine = [] if query is None else [pair_key(query, text) for text in texts]
         elif "text" in keys:
             mine = []

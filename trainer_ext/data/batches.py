@@ -14,17 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from trainer_ext.data.augmentation import (
-    augmented_picture,
-    augmented_text,
-    random_resized_crop,
-    row_generator,
-    with_repeats,
-)
+from trainer_ext.data.augmentation import augmented_text, row_generator, with_repeats
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.captions import drawn_captions, sentences
-from trainer_ext.data.images import IMAGE_ERRORS, Opener, on_background, open_image
+from trainer_ext.data.images import IMAGE_ERRORS, Opener, open_image
+from trainer_ext.data.picture_pairs import picture_groups
 from trainer_ext.data.pictures import PictureReader
+from trainer_ext.data.pixels import stage_pixels
 from trainer_ext.data.plan import Key
 from trainer_ext.data.sources import Rows, broken_image, read_rows, row_count, undecoded
 from trainer_ext.data.streams import SourceStream
@@ -41,7 +37,8 @@ class JointDataset(Dataset[Row]):
     after a resume, whichever worker reads it; or as many as the stage asks for, then a list. A stage with a short
     caption finds it as ``short_caption``. A text without a pair becomes one, with ``repeat_words`` in its second half.
     Texts get the source's prompts. A row whose image cannot be decoded is replaced by another one of its source, drawn
-    from the same numbers, within the source's ``max_broken_rows``.
+    from the same numbers, within the source's ``max_broken_rows``. Where pictures are paired by id, a row is a pair
+    (``picture_pairs``), whose second picture is ``partner``; a picture that cannot be decoded brings another pair.
 
     Args:
         broken: where rows left out are listed and counted; by default in memory.
@@ -69,6 +66,7 @@ class JointDataset(Dataset[Row]):
         self._tables = {
             name: rows if isinstance(rows, SourceStream) else undecoded(rows) for name, rows in tables.items()
         }
+        self._groups = picture_groups(sources, tables)
         self._seed = seed
         self._broken = BrokenRows(None) if broken is None else broken
         self._pictures = pictures
@@ -98,22 +96,32 @@ class JointDataset(Dataset[Row]):
                 {**one.row, "key": key._replace(epoch=one.epoch, index=one.identity)}
                 for key, one in zip(keys, streamed, strict=True)
             ]
+        places = [self._places(key) for key in keys]
         try:
-            rows = read_rows(source, table, [key.index for key in keys], opener)
-            return [{**row, "key": key} for key, row in zip(keys, rows, strict=True)]
+            rows = iter(read_rows(source, table, list(chain.from_iterable(places)), opener))
+            return [_one(list(islice(rows, len(own))), key) for key, own in zip(keys, places, strict=True)]
         except IMAGE_ERRORS:
             return [self._readable(source, table, key, opener) for key in keys]
 
+    def _places(self, key: Key) -> list[int]:
+        """The rows of the table that a key stands for: its own, or the two of a pair."""
+        groups = self._groups.get(key.source)
+        return [key.index] if groups is None else groups.drawn(self._seed, key)
+
     def _readable(self, source: Source, table: datasets.Dataset, key: Key, opener: Opener) -> Row:
         """The row, or the first of its replacements that can be read."""
-        drawn = key
+        drawn, units = key, len(self._groups.get(key.source, table))
         for attempt in count(1):
-            try:
-                [row] = read_rows(source, table, [drawn.index], opener)
-                return {**row, "key": drawn}
-            except IMAGE_ERRORS as error:
-                self._broken.add(source, broken_image(source, table, drawn.index, error))
-            drawn = key._replace(index=self._draw(key, len(table), f"/{attempt}"))
+            found: list[Row] = []
+            for place in self._places(drawn):
+                try:
+                    found += read_rows(source, table, [place], opener)
+                except IMAGE_ERRORS as error:
+                    self._broken.add(source, broken_image(source, table, place, error))
+                    break
+            else:
+                return _one(found, drawn)
+            drawn = key._replace(index=self._draw(key, units, f"/{attempt}"))
         raise AssertionError("the budget of broken rows ends the search")
 
     def _finished(self, source: Source, row: Row) -> Row:
@@ -173,7 +181,8 @@ class JointCollator:
         margins: sides whose negatives are read with any loss, for a teacher's margins.
 
     Returns (by a call):
-        ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ...}``, a side without rows absent.
+        ``{"stage": int, "sources": {side: source name}, "image_text": ..., "text": ..., "images": ...}``, a side
+        without rows absent.
 
         - image_text: ``pixel_values`` (batch, 3, size, size) uint8, not yet normalised, ``input_ids`` and
           ``attention_mask`` (batch, tokens), ``image_ids`` and ``text_ids`` (batch,); of several captions a picture the
@@ -181,9 +190,10 @@ class JointCollator:
           ``short_caption``, a dict of ``input_ids`` and ``attention_mask``, with ``short_text_ids`` (batch,);
         - text: ``query`` and ``positive``, each a dict of ``input_ids`` and ``attention_mask``; ``query_ids``,
           ``positive_ids``; ``row_ids`` (batch,) of rows with an ``id``. Scored pairs have ``score`` (batch,), float32;
-        - either, if its loss takes hard negatives: ``negatives``, a dict of ``input_ids`` and ``attention_mask`` that
-          are flat, row by row, (batch * negatives, tokens), and ``negative_ids``; ``margins`` (batch, negatives),
-          float32, of rows that have them.
+        - images: ``picture`` and ``partner``, each a dict of ``pixel_values``; ``row_ids`` (batch,);
+        - image_text and text, if the loss takes hard negatives: ``negatives``, a dict of ``input_ids`` and
+          ``attention_mask`` that are flat, row by row, (batch * negatives, tokens), and ``negative_ids``; ``margins``
+          (batch, negatives), float32, of rows that have them.
 
         Ids are int64 and equal only for equal texts, and for images with equal ``id`` (without ids: for pictures of
         equal content). They show which candidates of a batch are no true negatives, and are of the texts and pictures
@@ -202,7 +212,7 @@ class JointCollator:
         number = rows[0]["key"].stage
         stage = self._stages[number]
         batch: dict[str, Any] = {"stage": number, "sources": {}}
-        for side, collate in (("image_text", self._image_text), ("text", self._text)):
+        for side, collate in (("image_text", self._image_text), ("text", self._text), ("images", self._images)):
             of_side = [row for row in rows if row["key"].side == side]
             if of_side:
                 batch["sources"][side] = of_side[0]["key"].source
@@ -210,11 +220,6 @@ class JointCollator:
         return batch
 
     def _image_text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
-        size = {} if stage.image_size is None else {"size": stage.image_size}
-        pixels = self._processor.image_processor.fitted([self._picture(row, stage) for row in rows], **size)
-        if (spec := stage.augmentation) is not None and spec.changes_pictures():
-            drawn = [partial(row_generator, self._seed, row["key"]) for row in rows]
-            pixels = np.stack([augmented_picture(*each, spec) for each in zip(pixels, drawn, strict=True)])
         columns = {"caption": [text for row in rows for text in _captions(row)]}
         loss = stage.image_text and LOSS_RULES[stage.image_text.loss]
         if "image_text" in self._margins or (loss and loss.takes_negatives("image_text")):
@@ -223,7 +228,7 @@ class JointCollator:
             columns["short_caption"] = [row["short_caption"] for row in rows]
         tokens = self._tokens(self._shown(columns, rows, stage), stage)
         side: dict[str, Any] = {
-            "pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
+            "pixel_values": stage_pixels(self._processor.image_processor, stage, self._seed, rows),
             **tokens["caption"],
             "image_ids": stable_ids([_image_label(row) for row in rows]),
             "text_ids": stable_ids(columns["caption"]),
@@ -236,14 +241,15 @@ class JointCollator:
             side |= {"short_caption": short, "short_text_ids": stable_ids(columns["short_caption"])}
         return side
 
-    def _picture(self, row: Row, stage: Stage) -> Any:
-        if stage.random_resized_crop is None:
-            return row["image"]
-        # Its colours, before the crop mixes them with those below the transparency.
-        picture = on_background(row["image"], getattr(self._processor.image_processor, "background", None))
-        size = stage.image_size or self._processor.image_processor.size
-        low, high = stage.random_resized_crop
-        return random_resized_crop(picture, size, (low, high), row_generator(self._seed, row["key"], "crop"))
+    def _images(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
+        """Two pictures of a row, or two views of its only one; the second has random numbers of its own."""
+        partners = [{**row, "image": row.get("partner", row["image"])} for row in rows]
+        pixels = partial(stage_pixels, self._processor.image_processor, stage, self._seed)
+        return {
+            "picture": {"pixel_values": pixels(rows)},
+            "partner": {"pixel_values": pixels(partners, "partner/")},
+            "row_ids": stable_ids([_image_label(row) for row in rows]),
+        }
 
     def _text(self, rows: Sequence[Row], stage: Stage) -> dict[str, Any]:
         columns = {"query": [row["query"] for row in rows], "positive": [row["positive"] for row in rows]}
@@ -301,6 +307,11 @@ def _padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
     ids = np.full(mask.shape, pad, dtype=np.int64)
     ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=lengths.sum())
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def _one(rows: list[Row], key: Key) -> Row:
+    """The row of a key, or the two of a pair as one."""
+    return {**rows[0], "key": key} | ({"partner": rows[1]["image"]} if len(rows) > 1 else {})
 
 
 def _text_generator(seed: int, key: Key, text: str, purpose: str) -> np.random.Generator:

@@ -163,7 +163,8 @@ class RowOrder(Positions):
 
 
 class Key(NamedTuple):
-    """One row of one joint batch. ``step`` and ``stage`` count from 0; ``index`` is the row in the source.
+    """One row of one joint batch. ``step`` and ``stage`` count from 0; ``index`` is the row in the source, or the group
+    of rows where pictures are paired by id.
 
     Of a streaming source ``index`` is the position in the stream and ``epoch`` 0, until the row is read.
     """
@@ -262,6 +263,7 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
         self._rank, self._world_size, self._accumulation = rank, world_size, gradient_accumulation_steps
         self._stage_ends = list(accumulate(stage.steps for stage in stages))
         self._weights = {source.name: source.weight for source in sources}
+        self._units = {one.name: "ids" if one.pairs_by_id() else "rows" for one in sources}
         self._orders = {
             name: Positions() if rows is None else RowOrder(name, rows, seed) for name, rows in row_counts.items()
         }
@@ -289,8 +291,8 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
                         balanced = isinstance(row_counts[name], np.ndarray)
                         of, cure = (" in an epoch", " raise the limit of its balance,") if balanced else ("", "")
                         raise ValueError(
-                            f"{place}, but source {name!r} has only {rows} rows{of}, and a batch takes"
-                            f" distinct rows of one source. Use a batch_size of at most {rows},{cure}"
+                            f"{place}, but source {name!r} has only {rows} {self._units[name]}{of}, and a batch takes"
+                            f" distinct {self._units[name]} of one source. Use a batch_size of at most {rows},{cure}"
                             f" or take {name!r} out of the side's sources."
                         )
 
@@ -318,7 +320,7 @@ class JointBatchPlan(Sampler[Sequence[Key]]):
         return self._orders[source].epoch_rows
 
     def keys(self, batch: int) -> list[Key]:
-        """The keys of micro-batch ``batch`` on this process: the image-text rows, then the text rows."""
+        """The keys of micro-batch ``batch`` on this process, side after side."""
         if not 0 <= batch < len(self):
             raise IndexError(f"batch {batch} of a plan of {len(self)} batches")
         step, micro = divmod(batch, self._accumulation)

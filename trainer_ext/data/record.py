@@ -1,6 +1,7 @@
 """What a run takes from its sources, in ``DIR/sources``: each step's source, the shares at the end, rows left out.
 
-DIR/sources/steps.csv            one line per step: its number from 1, its stage, the source of each side
+DIR/sources/steps.csv            one line per step: its number from 1, its stage, the source of each side (of
+                                 ``images`` only where a stage has it)
 DIR/sources/speed.csv            pairs and tokens a second of each log entry (written by trainer_ext.run.speed)
 DIR/sources/shares.json          rows that each source gave to each side and their share; broken rows by source
 DIR/sources/broken_rows.jsonl    rows that were left out: source, file, row, column and reason
@@ -25,7 +26,6 @@ from trainer_ext.recipe.schema import SIDES
 from trainer_ext.recipe.stages import Stage
 
 Shares = dict[str, dict[str, dict[str, float]]]
-_HEADER = ["step", "stage", *SIDES]
 
 
 class SourceRecord(TrainerCallback):
@@ -42,6 +42,7 @@ class SourceRecord(TrainerCallback):
         self.folder = Path(output_dir) / "sources"
         self.broken = broken
         self._stages = list(stages)
+        self._sides = [side for side in SIDES if side != "images" or any(stage.images for stage in stages)]
         self._step: list[str] = []
         self._streams: list[SourceStream] = []
         broken.keep_in(self.folder / BROKEN_ROWS_FILE)
@@ -54,7 +55,7 @@ class SourceRecord(TrainerCallback):
 
     def note(self, stage: str, sources: Mapping[str, str]) -> None:
         """The current step's stage, and the source of each of its sides."""
-        self._step = [stage, *(sources.get(side, "") for side in SIDES)]
+        self._step = [stage, *(sources.get(side, "") for side in self._sides)]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -108,7 +109,7 @@ class SourceRecord(TrainerCallback):
 
     def _lines(self, steps: int) -> tuple[list[str], int]:
         """The lines up to a step that can be read, under the header; and how many there are missing."""
-        path, header = self.folder / "steps.csv", ",".join(_HEADER) + "\n"
+        path, header = self.folder / "steps.csv", ",".join(["step", "stage", *self._sides]) + "\n"
         if steps == 0 or not path.is_file():
             return [header], steps
         kept: dict[int, str] = {}
@@ -125,7 +126,7 @@ class SourceRecord(TrainerCallback):
             sides = dict(stage.sides())
             known = all(
                 (side in sides and source in sides[side].sources) or (side not in sides and not source)
-                for side, source in zip(SIDES, names, strict=True)
+                for side, source in zip(self._sides, names, strict=True)
             )
             return int(number) if known and line.endswith("\n") and int(number) > 0 else None
         except (ValueError, csv.Error, StopIteration):

@@ -32,6 +32,7 @@ from trainer_ext.data.images import (
     stored_with_absolute_paths,
     undecodable,
 )
+from trainer_ext.data.picture_pairs import picture_groups
 from trainer_ext.data.places import locate_row, where_to_look
 from trainer_ext.data.plan import RowCount
 from trainer_ext.data.readers import FAULT
@@ -206,6 +207,10 @@ def row_count(rows: Rows) -> int | None:
 
 
 def planned_rows(sources: Sequence[Source], tables: Mapping[str, Rows]) -> dict[str, RowCount]:
-    """What the plan of a run has to know of each table: its number of rows or, where it is balanced, their shares."""
+    """What the plan of a run has to know of each table: its number of rows or, where it is balanced, their shares.
+
+    Of pictures that are paired by id it is the number of ids (``picture_pairs``).
+    """
     found: dict[str, RowCount] = {name: row_count(rows) for name, rows in tables.items()}
+    found |= {name: len(groups) for name, groups in picture_groups(sources, tables).items()}
     return found | {name: balanced.shares for name, balanced, _ in balances(sources, tables)}

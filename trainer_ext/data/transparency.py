@@ -37,7 +37,7 @@ def transparency_notes(sources: Sequence[Source], rows: Mapping[str, Rows], back
     []
     """
     for source in sources:
-        if source.task != "image-text":
+        if "image" not in source.columns:
             continue
         total, looked, found = _count(rows[source.name])
         if not found:

@@ -30,9 +30,10 @@ LOSSES = {
     "info_nce_plus": "InfoNCE with hard negatives",
     "siglip": "SigLIP",
     "cosent": "CoSENT",
+    "nt_xent": "NT-Xent",
 }
 FORMATS = {"json": "JSON", "csv": "CSV", "imagefolder": "image", "webdataset": "webdataset", "parquet": "Parquet"}
-SIDES = {"image_text": "image-text", "text": "text"}
+SIDES = {"image_text": "image-text", "text": "text", "images": "picture pair"}
 
 
 class RunRecord:
@@ -120,12 +121,14 @@ def _training_text(run: dict[str, Any], base_models: list[str], kept: Kept) -> s
     """Recipe, commit, start, stages and methods of the run, until the step after which the model was kept."""
     recipe, training = run["recipe"], run["recipe"].get("training") or {}
     known = LOSSES | run.get("losses", {})
-    rows = [["stage", "steps", "learning rate", "tokens", "image-text batch", "text batch", "losses", "sources"]]
+    used = {side: words for side, words in SIDES.items() if side != "images" or any(map(_pairs, recipe["stages"]))}
+    heads = [f"{words} batch" for words in used.values()]
+    rows = [["stage", "steps", "learning rate", "tokens", *heads, "losses", "sources"]]
     for stage in recipe["stages"]:
-        sides = [stage.get(side) or {} for side in SIDES]
+        sides = [stage.get(side) or {} for side in used]
         sources = ", ".join(dict.fromkeys(name for side in sides for name in side.get("sources", [])))
         losses = [
-            f"{words}: {_loss_words(side, known)}" for words, side in zip(SIDES.values(), sides, strict=True) if side
+            f"{words}: {_loss_words(side, known)}" for words, side in zip(used.values(), sides, strict=True) if side
         ]
         figures = [stage[key] for key in ("name", "steps", "learning_rate", "max_length")]
         rows.append([*figures, *(side.get("batch_size", "-") for side in sides), ", ".join(losses), sources])
@@ -151,6 +154,11 @@ def _training_text(run: dict[str, Any], base_models: list[str], kept: Kept) -> s
         methods.append(f"The weights are those after step {kept.step:,}{chosen}.")
     first = f"Recipe {as_code(recipe['name'])}, seed {recipe['seed']}, {code_of(run)}."
     return f"{' '.join([first, *methods])}\n\n{table(*rows)}"
+
+
+def _pairs(stage: dict[str, Any]) -> bool:
+    """Whether a stage sets pictures against pictures; the column stays away from cards of runs that do not."""
+    return bool(stage.get("images"))
 
 
 # What changes a side's loss or is added to it, each a number; other keys of a side are the loss's own affair.

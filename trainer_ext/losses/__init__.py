@@ -6,7 +6,8 @@
 3. ``tiled``: InfoNCE without the whole matrix. ``matryoshka``: any loss on prefixes of the embeddings; ``layers``: on
    earlier layers' vectors; ``captions``: for each of several captions a picture.
 4. ``gather``: a batch over several processes. ``gradient_cache``: a batch through little memory.
-5. ``joint``: the one table of losses, ``LOSSES``, and the joint objective; ``stored`` keeps its own parameters.
+5. ``joint``: the one table of losses, ``LOSSES``, and the joint objective; ``columns``: what a batch's are called;
+   ``stored`` keeps the objective's own parameters.
    ``batch_metrics``: what is logged beside it.
 
 To add a loss is a file with its function, a rule in ``recipe.schema.LOSS_RULES`` and a line in ``joint.LOSSES``; or,

@@ -7,10 +7,8 @@ One call of ``JointObjective``, for each side of the stage:
 3. compute the loss and the side's ``TERMS`` on them, or on each Matryoshka prefix (``matryoshka``);
 4. add them to the sum with the side's weight, and note the terms to log.
 
-A joint batch has up to six columns, each embedded by itself: ``image`` and ``caption`` of the image-text side;
-``query`` and ``positive`` of the text side; and with hard negatives ``negative_caption`` and ``negatives``. Unless a
-recipe says otherwise, the image-text side has the model's trained temperature and the text side a fixed one.
-docs/losses.md has the options and their equations.
+Each column of a joint batch (``columns``) is embedded by itself. Unless a recipe says otherwise, the image-text side
+has the model's trained temperature and the others a fixed one. docs/losses.md has the options and their equations.
 """
 
 import math
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 
 from trainer_ext.losses.batch_metrics import in_batch_accuracy, mean_cosine, order_accuracy
 from trainer_ext.losses.captions import SideLosses, mean_of_slots, per_picture, principal_part, slots
+from trainer_ext.losses.columns import BESIDE, COLUMNS, IDS, NEGATIVES
 from trainer_ext.losses.cosent import cosent
 from trainer_ext.losses.distillation import margin_term, teacher_term
 from trainer_ext.losses.gather import Shard, gather_ids, gather_with_grad, replicated, shard_of
@@ -31,10 +30,12 @@ from trainer_ext.losses.info_nce import info_nce, info_nce_plus
 from trainer_ext.losses.layers import EARLIER, earlier_terms
 from trainer_ext.losses.logits import clamp_logit_scale_, clamped_temperature
 from trainer_ext.losses.matryoshka import matryoshka
+from trainer_ext.losses.nt_xent import nt_xent
 from trainer_ext.losses.siglip import BIAS, siglip, siglip_chance
 from trainer_ext.losses.stored import StoredParameters
 from trainer_ext.losses.uniformity import TERMS, terms_of
 from trainer_ext.recipe.schema import (
+    IMAGES_TEMPERATURE,
     LOSS_RULES,
     FalseNegatives,
     LossRule,
@@ -47,10 +48,6 @@ from trainer_ext.recipe.stages import Stage, TeacherSpec
 
 # The parameter of a trained text temperature. The image-text one is the model's.
 TEXT_SCALE = "text_logit_scale"
-COLUMNS = {"image_text": ("image", "caption"), "text": ("query", "positive")}
-NEGATIVES = {"image_text": "negative_caption", "text": "negatives"}
-BESIDE = {"image_text": (NEGATIVES["image_text"], "short_caption"), "text": (NEGATIVES["text"],)}
-_IDS = {"image_text": ("image_ids", "text_ids"), "text": ("query_ids", "positive_ids")}
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ LOSSES: dict[str, Loss] = {
     # It begins far above chance and may take long to come down, with a bias for more rows than most batches have.
     "siglip": Loss(siglip, LOSS_RULES["siglip"], {"bias": BIAS}, siglip_chance, chance_ceiling=1.25),
     "cosent": Loss(cosent, LOSS_RULES["cosent"]),
+    "nt_xent": Loss(nt_xent, LOSS_RULES["nt_xent"]),
 }
 
 
@@ -196,7 +194,7 @@ class JointObjective(StoredParameters):
             side_loss: Callable[..., Any] = partial(self._side_loss, name, side, batch[name], **given)
             loss, added, measured = side_loss(embeddings)
             added |= earlier_terms(side_loss, (*COLUMNS[name], *BESIDE[name]), embeddings)
-            added |= margin_term(self.teacher, name, (*COLUMNS[name], NEGATIVES[name]), batch[name], embeddings)
+            added |= margin_term(self.teacher, name, (*COLUMNS[name], NEGATIVES.get(name, "")), batch[name], embeddings)
             weighted = sum((weight * value for weight, value in added.values()), loss)
             total = total + side.weight * weighted  # (4)
             terms |= {f"loss_{name}": loss.detach(), f"accuracy_{name}": measured[0]}
@@ -250,7 +248,8 @@ class JointObjective(StoredParameters):
 
     def _temperature(self, name: SideName, side: Side, trained: Tensor) -> float | Tensor:
         if not trains_temperature(name, side):
-            return cast(float | None, side.temperature) or self.text_temperature  # "trained" is what it is not
+            usual = IMAGES_TEMPERATURE if name == "images" else self.text_temperature
+            return cast(float | None, side.temperature) or usual  # "trained" is what it is not
         return trained if name == "image_text" else clamped_temperature(replicated(getattr(self, TEXT_SCALE)))
 
     def _side_loss(
@@ -333,8 +332,9 @@ class JointObjective(StoredParameters):
         """A loss's options for true pairs that are not own pairs."""
         if self.false_negatives == "keep":
             return {}
-        queries, targets = (gather_ids(batch[key], shard) for key in _IDS[name])
-        options = {"duplicates": self.false_negatives, "query_ids": queries, "target_ids": targets}
+        keys = zip(("query_ids", "target_ids"), IDS[name], strict=True) if name in IDS else ()
+        options: dict[str, Any] = {option: gather_ids(batch[key], shard) for option, key in keys}
+        options["duplicates"] = self.false_negatives
         if "row_ids" in batch:
             options["row_ids"] = gather_ids(batch["row_ids"], shard)
         if negatives:

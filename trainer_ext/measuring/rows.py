@@ -42,7 +42,7 @@ class Table:
         self, source: Source, rows: Dataset, broken: BrokenRows, known: dict[str, Picture], progress: bool
     ) -> None:
         self.source, self.rows, self.progress = source, rows, progress
-        self.reader = Pictures(source, rows, broken, known) if source.task == "image-text" else None
+        self.reader = Pictures(source, rows, broken, known) if "image" in source.columns else None
 
     def of(self, spec: TaskSpec) -> "ChosenRows":
         """The rows of a task: ``limit`` of them, evenly spaced, and of those the ones whose picture can be decoded.
@@ -103,6 +103,8 @@ class ChosenRows:
 
     def candidates(self) -> Sequence[Item]:
         """All that another task may have as further candidates: pictures and captions, or texts that answer."""
+        if self.source.task == "image-pair":
+            return self.pictures
         if self.source.task == "image-text":
             return [*self.pictures, *(text for texts in self.lists("caption") for text in texts)]
         columns = ["positive", "negatives"] if self.source.task == "triplet" else ["positive"]

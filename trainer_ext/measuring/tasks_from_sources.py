@@ -120,6 +120,8 @@ def _tasks_of(spec: TaskSpec, tables: Mapping[str, Table], corpora: Mapping[str,
 def _retrieval(spec: TaskSpec, rows: ChosenRows, say: Say) -> list[RetrievalTask]:
     if rows.source.task == "image-text":
         return _picture_retrieval(spec, rows, say)
+    if rows.source.task == "image-pair":
+        return [_picture_to_picture(spec, rows, _metrics(spec, ALL_HITS), say)]
     pairs = zip(rows.texts("query"), rows.texts("positive"), strict=True)
     task = text_task(spec.name, pairs, _metrics(spec, ALL_RECALLS), rows.ids(), rows.labels(spec.by))
     if rows.source.task == "triplet":
@@ -151,7 +153,8 @@ def _among_records(task: RetrievalTask, records: Sequence[Record], say: Say) -> 
 
 def _picture_to_picture(spec: TaskSpec, rows: ChosenRows, metrics: Sequence[Metric], say: Say) -> RetrievalTask:
     ids, pictures = rows.ids(), rows.pictures
-    labels = [[("caption", text) for text in texts] for texts in rows.lists("caption")]
+    texts = rows.lists("caption") if "caption" in rows.source.columns else [[] for _ in pictures]
+    labels = [[("caption", text) for text in own] for own in texts]
     if ids is not None:
         labels = [[*own, ("id", str(id))] for own, id in zip(labels, ids, strict=True)]
     try:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer_ext.recipe.picture_checks import augmentation_problems, view_problems
 from trainer_ext.recipe.problems import Problem, RecipeError, nearest
 from trainer_ext.recipe.schema import (
     CAPTION_KEYS,
@@ -31,13 +32,14 @@ from trainer_ext.recipe.schema import (
     Source,
 )
 from trainer_ext.recipe.stages import (
-    IMAGE_PARTS,
     TEXT_PARTS,
+    VISION_PARTS,
     LoraSpec,
     Part,
     Stage,
     TeacherSpec,
     part_names,
+    reached_parts,
     trained_parts,
 )
 
@@ -93,6 +95,9 @@ def _column_problems(source: Source) -> Iterator[Problem]:
 
 def _prompt_problems(source: Source) -> Iterator[Problem]:
     allowed = [name for name in PROMPTED if name in TASK_COLUMNS[source.task][0]]
+    if source.prompts and not allowed:
+        yield "prompts", f"stand before texts; task {source.task} has none. Take them out."
+        return
     for name in source.prompts.keys() - set(allowed):
         right = next((column for column in RIGHT_ANSWERS if column in allowed), "")
         more = f" Negatives get the prompt of {right}." if name == "negatives" else ""
@@ -113,14 +118,20 @@ def _format_problems(source: Source) -> Iterator[Problem]:
         for name in ("config", "revision"):
             if getattr(source, name) is not None:
                 yield name, f"is for format hub; {source.format} has no such thing. Take it out."
-    if source.background is not None and source.task != "image-text":
+    pictures = "image" in TASK_COLUMNS[source.task][0]
+    if source.background is not None and not pictures:
         yield "background", f"is for pictures; task {source.task} has none. Take it out."
-    if source.image_folder is not None and (source.task != "image-text" or source.format in ("hub", "embedded")):
+    if source.image_folder is not None and (not pictures or source.format in ("hub", "embedded")):
         yield "image_folder", "is for paths of pictures in files of yours. Take it out."
     if source.separator is not None and source.format not in ("csv", "imagefolder", "hub"):
         yield "separator", f"is for format csv; {source.format} has no such thing. Take it out."
     if source.shuffle_buffer is not None and not source.streaming:
         yield "shuffle_buffer", "is for streaming sources; others are shuffled as a whole. Take it out."
+    if source.balance is not None and source.pairs_by_id():
+        yield "balance", "is of rows, but a step takes ids here, each as often as the others. Take it out."
+    if source.streaming and source.pairs_by_id():
+        words = "but pairs are made of rows of one id, and all ids have to be known. Take streaming out; or id, for two"
+        yield "streaming", f"is on, {words} views of each picture."
     if source.holdout is not None and source.streaming:
         yield "holdout", "needs all rows at once, and a streaming source is not read before training. Take one out."
     if source.task == "text" and source.holdout is not None:
@@ -139,6 +150,8 @@ def loss_problems(place: str, side_name: SideName, side: SideLoss) -> Iterator[P
         names = " or ".join(repr(name) for name, other in LOSS_RULES.items() if side_name in other.tasks)
         yield f"{place}.loss", f"{side.loss!r} {rule.elsewhere}; the {side_name} side takes {names}."
         return
+    if side_name == "images" and side.temperature == "trained":
+        yield f"{place}.temperature", "is 'trained', but the model's belongs to images and captions. Give a number."
     no_use = {
         "compares pairs and has no directions": () if rule.has_directions else ("reduction", "directions"),
         "has no softmax over candidates": () if rule.has_softmax else ("label_smoothing", "hardness"),
@@ -248,30 +261,12 @@ def stage_problems(
         if stage.warmup_steps >= stage.steps:
             yield f"{place}.warmup_steps", f"must be less than steps ({stage.steps}), got {stage.warmup_steps}."
         if not any(True for _ in stage.sides()):
-            yield place, "trains nothing: give it image_text, text, or both."
+            yield place, "trains nothing: give it image_text, text or images."
         yield from augmentation_problems(f"{place}.augmentation", stage)
         for side_name, side in stage.sides():
             margins = teacher is not None and side_name in teacher.margin_sides()
             yield from _side_problems(f"{place}.{side_name}", side_name, side, sources, margins)
-
-
-def augmentation_problems(place: str, stage: Stage) -> Iterator[Problem]:
-    """Changes of pictures that the stage does not have, changes of nothing, and words taken from scored texts."""
-    spec = stage.augmentation
-    if spec is None:
-        return
-    if spec.changes_pictures() and stage.image_text is None:
-        names = [name for name in type(spec).model_fields if not name.startswith("word_") and getattr(spec, name)]
-        yield f"{place}.{names[0]}", "changes pictures, and this stage has none. Take it out, or add image_text."
-    jitter = spec.color_jitter
-    strengths = () if jitter is None else (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-    if jitter is not None and jitter.probability and not any(strengths):
-        yield f"{place}.color_jitter", "has no strength above 0, so it changes nothing. Give one, or take it out."
-    scored = stage.text is not None and LOSS_RULES[stage.text.loss].tasks.get("text") == "scored-pair"
-    if scored and spec.changes_texts():
-        name = "word_deletion" if spec.word_deletion else "word_swap"
-        words = "changes texts whose scores are of them as they stand. Take it out, or give scored pairs another stage."
-        yield f"{place}.{name}", words
+        yield from view_problems(place, stage, sources)
 
 
 def _side_problems(
@@ -318,7 +313,7 @@ def tuning_problems(
     place: str,
     trainable: list[Part] | None,
     rates: Mapping[Part, float],
-    sides: Iterable[str],
+    sides: Iterable[SideName],
     lora: LoraSpec | None,
 ) -> Iterator[Problem]:
     """What cannot be trained as asked: a side whose parts are frozen, or a part that nothing reaches."""
@@ -333,8 +328,14 @@ def tuning_problems(
                     "lora.towers if it is a tower, or leave it out."
                 ),
             )
-        if "image_text" not in sides and part in IMAGE_PARTS:
-            yield f"{place}.trainable", f"{part!r} learns nothing without images. Leave it out, or add image_text."
+        if part not in reached_parts(sides):
+            what = "texts" if part in TEXT_PARTS else "images" if part in VISION_PARTS else "images and captions"
+            yield f"{place}.trainable", f"{part!r} learns nothing without {what}. Leave it out, or add image_text."
+    if "images" in sides and not trained & VISION_PARTS:
+        yield (
+            f"{place}.images",
+            "the image tower is frozen, so this side teaches nothing. Set images: null, or train it.",
+        )
     if "text" in sides and not trained & TEXT_PARTS:
         yield f"{place}.text", "the text tower is frozen, so this side teaches nothing. Set text: null, or train it."
     for part in rates:

@@ -38,6 +38,7 @@ MEASURES: dict[SourceTask, tuple[Measure, ...]] = {
     "triplet": ("hard-negatives", "retrieval"),
     "scored-pair": ("similarity",),
     "text": (),
+    "image-pair": ("retrieval", "classification"),
 }
 # Keys that belong to some measures only.
 _KEYS_OF: dict[str, tuple[Measure, ...]] = {
@@ -67,9 +68,11 @@ def _template(template: str) -> str:
 class TaskSpec(Strict):
     """One task: what of a source is measured, and how. ``name`` begins the names of its figures: ``shop/t2i_r5``.
 
-    ``measure`` follows from the source's task where it is not given: retrieval of image-text and text-pair sources,
-    the accuracy on triplets, the rank correlation of scored pairs; ``classes`` means classification, ``mix`` one-index.
-    ``directions`` of an image-text source: text to image and image to text by default, image to image on request.
+    ``measure`` follows from the source's task where it is not given: retrieval of image-text, text-pair and image-pair
+    sources, the accuracy on triplets, the rank correlation of scored pairs; ``classes`` means classification, ``mix``
+    one-index.
+    ``directions`` of an image-text source: text to image and image to text by default, image to image on request, and
+    alone for pairs of pictures.
     ``metrics`` leaves out all other figures of a retrieval task.
     ``classes`` and ``by`` are columns as the data call them: of a picture's class, and of a value such as a language,
     for each of which the figures are given apart, too.
@@ -249,8 +252,12 @@ def _key_problems(spec: TaskSpec, measure: Measure, source: Source) -> Iterator[
     for key, measures in _KEYS_OF.items():
         if getattr(spec, key) is not None and measure not in measures:
             yield key, f"is for {' and '.join(measures)}, but this task measures {measure}. Take it out."
-    if spec.directions is not None and source.task != "image-text":
+    pairs = source.task == "image-pair"
+    if spec.directions is not None and source.task != "image-text" and not (pairs and set(spec.directions) <= {"i2i"}):
         yield "directions", f"are of images and texts, but {source.name!r} has task {source.task}. Take them out."
+    if pairs and measure == "retrieval" and "id" not in source.columns:
+        words = "so no picture has a partner to be found. Add id: THE DATA'S COLUMN that pictures of one thing share."
+        yield "source", f"{source.name!r} maps no id, {words}"
     if len(set(spec.directions or [])) < len(spec.directions or []):
         yield "directions", f"{spec.directions} lists a direction twice. Name each once."
     if measure == "classification" and spec.classes is None:
@@ -260,6 +267,9 @@ def _key_problems(spec: TaskSpec, measure: Measure, source: Source) -> Iterator[
         yield "measure", f"hard-negatives needs wrong captions, but {words}"
     allowed = [name for name in PROMPTED if name in TASK_COLUMNS[source.task][0]]
     for key in ("prompts", "instructions"):
+        if getattr(spec, key) and not allowed:
+            yield key, f"are for texts; task {source.task} has none. Take them out."
+            continue
         for name in (getattr(spec, key) or {}).keys() - set(allowed):
             yield f"{key}.{name}", f"task {source.task} has {key} for {' and '.join(allowed)}.{_hint(name, allowed)}"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer_ext.recipe.problems import Problem
 from trainer_ext.recipe.schema import Matryoshka
-from trainer_ext.recipe.stages import LoraSpec, Stage, Tower, trained_parts
+from trainer_ext.recipe.stages import LoraSpec, Stage, Tower, reached_parts, trained_parts
 
 PLACE = "matryoshka.layers"
 _PARTS: dict[str, Tower] = {"text": "text", "image": "vision"}
@@ -17,9 +17,11 @@ def layer_problems(matryoshka: Matryoshka, stages: Sequence[Stage], lora: LoraSp
     by_tower = matryoshka.layers_by_tower()
     if matryoshka.layers is not None and not by_tower:
         yield PLACE, "names no tower: give it text, image, or both, or take it out."
-    if "image" in by_tower and all(stage.image_text is None for stage in stages):
-        yield _place(matryoshka, "image"), "no stage has images, so nothing would train them. Name text alone."
-        del by_tower["image"]
+    reached = reached_parts(name for stage in stages for name, _ in stage.sides())
+    for tower, other, what in (("image", "text", "images"), ("text", "image", "texts")):
+        if tower in by_tower and _PARTS[tower] not in reached:
+            yield _place(matryoshka, tower), f"no stage has {what}, so nothing would train them. Name {other} alone."
+            del by_tower[tower]
     for tower, layers in by_tower.items():
         if any(left >= right for left, right in pairwise(layers)):
             yield _place(matryoshka, tower), f"{layers} must rise, each layer once: {sorted(set(layers))}."

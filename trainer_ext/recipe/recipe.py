@@ -255,8 +255,9 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
             if source[key] is None:
                 del source[key]
     for stage in content["stages"]:  # the same of keys with these values
-        if stage["augmentation"] is None:
-            del stage["augmentation"]
+        for key in ("augmentation", "images"):
+            if stage[key] is None:
+                del stage[key]
         for side in filter(None, map(stage.get, SIDES)):
             for key in ("label_smoothing", "hardness", *TERMS, *CAPTION_KEYS):
                 if side[key] == Side.model_fields[key].default:

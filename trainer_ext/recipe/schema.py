@@ -42,7 +42,7 @@ class Strict(BaseModel):
 
 
 # --- sources ------------------------------------------------------------------------------------------------------
-SourceTask = Literal["image-text", "text-pair", "triplet", "scored-pair", "text"]
+SourceTask = Literal["image-text", "text-pair", "triplet", "scored-pair", "text", "image-pair"]
 Format = Literal["parquet", "arrow", "json", "csv", "imagefolder", "webdataset", "hub", "embedded"]
 
 # Our column names per task: (required, optional). ``id`` marks rows that show the same thing (duplicates), and is the
@@ -53,6 +53,8 @@ TASK_COLUMNS: dict[SourceTask, tuple[frozenset[str], frozenset[str]]] = {
     "triplet": (frozenset({"query", "positive", "negatives"}), frozenset({"id", "margins"})),
     "scored-pair": (frozenset({"query", "positive", "score"}), frozenset()),
     "text": (frozenset({"text"}), frozenset({"id"})),
+    # Two pictures of one ``id``; without ids, one picture twice, changed in two ways.
+    "image-pair": (frozenset({"image"}), frozenset({"id"})),
 }
 # Columns that may have a prompt. Negatives get that of the right answers: a prompt must not tell them apart.
 PROMPTED = ("caption", "query", "positive", "text")
@@ -99,7 +101,8 @@ class Source(Strict):
     """One list of training rows, as an item of ``configuration/sources/*.yaml``.
 
     ``columns`` maps our names (image, caption, negatives, margins, id | query, positive, negatives, margins | query,
-    positive, score | text) to the data's own column names; a dot leads into a nested one (``caption: json.text``).
+    positive, score | text | image, id) to the data's own column names; a dot leads into a nested one
+    (``caption: json.text``).
     ``location`` is a file, a glob pattern or a folder; for "hub" a data set's name such as ``owner/photos``, read at
     the commit ``revision`` and configuration ``config``; for "embedded" a table such as ``openmoji/short_captions``.
     ``image_folder`` is where relative paths of pictures start, if that is not the folder of the files that name them.
@@ -136,9 +139,13 @@ class Source(Strict):
     balance: Balance | None = None
     repeat_words: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
 
+    def pairs_by_id(self) -> bool:
+        """Whether two rows of one id make a pair, so that a batch counts ids and not rows."""
+        return self.task == "image-pair" and "id" in self.columns
+
 
 # --- losses -------------------------------------------------------------------------------------------------------
-SideName = Literal["image_text", "text"]
+SideName = Literal["image_text", "text", "images"]
 Reduction = Literal["sum", "mean"]
 Directions = Literal["both", "forward", "backward"]
 Temperature = float | Literal["trained"]
@@ -148,7 +155,10 @@ FalseNegatives = Literal["mask", "positive", "keep"]
 CAPTION_KEYS = ("captions_per_image", "split_captions", "short_caption")
 # Terms beside a side's loss, for pairs that are all true; their functions are in ``losses.joint``.
 TERMS = ("alignment", "uniformity", "cross_uniformity")
-SIDES: tuple[SideName, ...] = ("image_text", "text")
+# The plan's random numbers count sides by their place here: new ones go to the end.
+SIDES: tuple[SideName, ...] = ("image_text", "text", "images")
+# Of the side ``images``, where a recipe gives none: SimCLR's and SLIP's.
+IMAGES_TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
@@ -211,6 +221,13 @@ LOSS_RULES: dict[str, LossRule] = {
             }
         },
     ),
+    "nt_xent": LossRule(
+        "NT-Xent",
+        {"images": "image-pair"},
+        elsewhere="is for pictures against pictures",
+        has_directions=False,
+        has_softmax=True,
+    ),
 }
 
 
@@ -267,8 +284,9 @@ def _temperature(value: Any) -> Temperature | None:
 class SideLoss(Strict):
     """The objective of one half of a joint step.
 
-    ``temperature`` is a fixed number or "trained". Without it the loss of images is trained, that of texts has the
-    run's ``text_temperature``. ``matryoshka`` comes before the recipe's own. ``weight`` is the side's in the sum.
+    ``temperature`` is a fixed number or "trained". Without it the loss of images and captions is trained, that of texts
+    has the run's ``text_temperature``, that of pictures against pictures ``IMAGES_TEMPERATURE``. ``matryoshka`` comes
+    before the recipe's own. ``weight`` is the side's in the sum.
     ``label_smoothing`` and ``hardness`` change the softmax; ``alignment``, ``uniformity`` and ``cross_uniformity`` are
     weights of terms that are added to the loss.
     """
@@ -323,3 +341,13 @@ class Side(SideLoss):
     captions_per_image: Annotated[int, Field(ge=1, le=MAX_CAPTIONS)] = 1
     split_captions: Literal["sentences"] | None = None
     short_caption: ShortCaption | None = None
+
+
+class ImagesSide(Side):
+    """The part of a joint step that sets pictures against pictures.
+
+    >>> ImagesSide(sources=["products"], batch_size=4).loss
+    'nt_xent'
+    """
+
+    loss: Annotated[str, PlainValidator(_known_loss)] = "nt_xent"

@@ -14,16 +14,31 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from trainer_ext.recipe.schema import MAX_IMAGE_SIZE, MAX_STEPS, SIDES, CropScale, Name, Side, SideName, Strict
+from trainer_ext.recipe.schema import (
+    MAX_IMAGE_SIZE,
+    MAX_STEPS,
+    SIDES,
+    CropScale,
+    ImagesSide,
+    Name,
+    Side,
+    SideName,
+    Strict,
+)
 
 Part = Literal["text", "vision", "text_projection", "vision_projection", "temperature"]
 Tower = Literal["text", "vision"]
 Decay = Annotated[float, Field(gt=0.0, le=1.0)]
 
 PARTS: tuple[Part, ...] = get_args(Part)
-# What only images can train, and only texts.
-IMAGE_PARTS: frozenset[Part] = frozenset({"vision", "vision_projection", "temperature"})
+# What only images can train, and only texts; the temperature needs both.
+VISION_PARTS: frozenset[Part] = frozenset({"vision", "vision_projection"})
 TEXT_PARTS: frozenset[Part] = frozenset({"text", "text_projection"})
+_REACHED: dict[SideName, frozenset[Part]] = {
+    "image_text": frozenset(PARTS),
+    "text": TEXT_PARTS,
+    "images": VISION_PARTS,
+}
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -80,6 +95,17 @@ class Augmentation(Strict):
         """Whether some text may change."""
         return max(self.word_deletion, self.word_swap) > 0
 
+    def tells_views_apart(self) -> bool:
+        """Whether a picture that is changed twice may come out differently: a flip of every picture makes none.
+
+        >>> Augmentation(horizontal_flip=1.0).tells_views_apart(), Augmentation(grayscale=0.2).tells_views_apart()
+        (False, True)
+        """
+        jitter = self.color_jitter is not None and self.color_jitter.probability > 0
+        return (
+            jitter or self.gaussian_blur > 0 or any(0 < share < 1 for share in (self.horizontal_flip, self.grayscale))
+        )
+
 
 class Stage(Strict):
     """One training stage: everything that may change at a boundary.
@@ -106,6 +132,7 @@ class Stage(Strict):
     reset_optimizer: bool = False
     image_text: Side | None = None
     text: Side | None = None
+    images: ImagesSide | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -117,11 +144,20 @@ class Stage(Strict):
         return values
 
     def sides(self) -> Iterator[tuple[SideName, Side]]:
-        """The halves of this stage's joint step that are switched on, image-text first."""
+        """The parts of this stage's joint step that are switched on, image-text first."""
         for side_name in SIDES:
             side = getattr(self, side_name)
             if side is not None:
                 yield side_name, side
+
+    def has_pictures(self) -> bool:
+        """Whether some side reads pictures."""
+        return self.image_text is not None or self.images is not None
+
+    def tells_views_apart(self) -> bool:
+        """Whether a picture that is shown twice in a step may look different."""
+        cropped = self.random_resized_crop is not None and self.random_resized_crop[0] < 1
+        return cropped or (self.augmentation is not None and self.augmentation.tells_views_apart())
 
 
 # --- sections for a whole run -------------------------------------------------------------------------------------
@@ -162,6 +198,15 @@ def part_names(part: Part) -> frozenset[Part]:
     return frozenset({part, cast(Part, f"{part}_projection")}) if part in get_args(Tower) else frozenset({part})
 
 
+def reached_parts(sides: Iterable[SideName]) -> frozenset[Part]:
+    """The parts that the losses of these sides depend on.
+
+    >>> sorted(reached_parts(["text"]))
+    ['text', 'text_projection']
+    """
+    return frozenset().union(*(_REACHED[side] for side in sides))
+
+
 def trained_parts(trainable: Iterable[Part] | None, lora: LoraSpec | None) -> frozenset[Part]:
     """The parts that a stage trains; one that says nothing trains all, or with LoRA the adapters and the temperature.
 
@@ -195,7 +240,7 @@ class TeacherSpec(Strict):
     kind: Literal["scores", "vectors", "margins"]
     weight: PositiveFloat = 1.0
     scale: PositiveFloat = 1.0
-    sides: Annotated[list[SideName], Field(min_length=1)] = list(SIDES)
+    sides: Annotated[list[SideName], Field(min_length=1)] = ["image_text", "text"]
 
     def margin_sides(self) -> frozenset[SideName]:
         """The sides whose margins are compared, which therefore read hard negatives with any loss."""

@@ -103,7 +103,7 @@ def picture_problems(
     decoding: ImageDecoding, cache: ImageCacheSpec | None, stages: Sequence[Stage], teacher: TeacherSpec | None
 ) -> Iterator[Problem]:
     """How pictures are decoded and kept, said of a run without any; a cache of which no stage could have anything."""
-    with_pictures = [stage for stage in stages if stage.image_text]
+    with_pictures = [stage for stage in stages if stage.has_pictures()]
     if decoding != "exact" and not with_pictures:
         yield "image_decoding", f"is {decoding!r}, but no stage has pictures. Take it out, or add image_text."
     if cache is None:

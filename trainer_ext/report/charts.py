@@ -172,12 +172,12 @@ def _curve_words(name: str) -> str:
     """A logged name as a legend has it: figures of one side share a color in all charts.
 
     >>> [_curve_words(name) for name in ("loss", "loss_image_text", "accuracy_text", "similarity_image")]
-    ['both sides', 'image and text', 'text', 'image']
+    ['all sides', 'image and text', 'text', 'image']
     """
     for start in ("loss_", "accuracy_", "similarity_"):
         if name.startswith(start):
             return name.removeprefix(start).replace("_", " and ")
-    return "both sides" if name == "loss" else name.replace("_", " ")
+    return "all sides" if name == "loss" else name.replace("_", " ")
 
 
 def histogram_group(details: Sequence[TaskDetails]) -> PlotGroup | None:

@@ -30,7 +30,7 @@ from trainer_ext.report.data import (
 
 STATE_FILE = "trainer_state.json"
 SPEED_FILE = "sources/speed.csv"
-SIDES = ("image_text", "text")
+SIDES = ("image_text", "text", "images")
 # Broken rows of a source that the page lists.
 EXAMPLES = 5
 # Entries of the log that are no curves.
@@ -161,7 +161,7 @@ def run_curves(folder: Path, recipe: dict[str, Any]) -> RunCurves:
 
 
 def pairs_of(stage: dict[str, Any]) -> int:
-    """Pairs of one step of a stage, both sides."""
+    """Pairs of one step of a stage, all sides."""
     return sum(int(side["batch_size"]) for name in SIDES if (side := stage.get(name)))
 
 

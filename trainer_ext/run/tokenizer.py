@@ -128,6 +128,9 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
     Hard negatives are left out: they are other rows' positives.
     """
     for source in recipe.used_sources():
+        names = [name for name in _TEXTS if name in source.columns]
+        if not names:  # pictures alone
+            continue
         if source.streaming:
             raise ValueError(
                 f"Source {source.name!r} is streaming, but tokenizer.vocab_size means to read all texts before"
@@ -135,7 +138,7 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
             )
         [rows] = load_with_holdout([source])[0].values()
         assert isinstance(rows, Dataset)  # it does not stream
-        table = rows.select_columns([name for name in _TEXTS if name in source.columns])
+        table = rows.select_columns(names)
         for batch in table.iter(_READ_AT_ONCE):
             for values in batch.values():
                 for value in values:

@@ -27,6 +27,7 @@ from trainer_ext.data.balance import balances
 from trainer_ext.data.broken_rows import BrokenRows
 from trainer_ext.data.fingerprint import fingerprint
 from trainer_ext.data.holdout import load_with_holdout
+from trainer_ext.data.picture_pairs import pair_notes
 from trainer_ext.data.sources import Rows, row_count
 from trainer_ext.data.transparency import transparency_notes
 from trainer_ext.evaluation.report import Report
@@ -185,6 +186,8 @@ def _read_data(recipe: Recipe, arguments: JinaCLIPTrainingArguments, say: Say) -
             say(f"{name}: {len(rows):,} rows are held out, {row_count(tables[name]):,} are trained on")
         for name, _, words in balances(recipe.used_sources(), tables):
             say(f"{name}: {words}")
+        for name, words in pair_notes(recipe.used_sources(), tables):
+            say(f"warning: source {name!r}: {words}")
         is_main = arguments.process_index == 0  # comparing once is enough
         tasks = evaluation_tasks(recipe, broken, say, progress=is_main, trained=tables if is_main else None)
     problems = [*validation_problems(recipe, held), *keep_best_problems(recipe.evaluation, tasks)]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer_ext.losses.columns import COLUMNS
 from trainer_ext.losses.gradient_cache import split_rows
 
 
@@ -26,6 +27,8 @@ def encoder_inputs(batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
             inputs["short_caption"] = side["short_caption"]
     if "text" in batch:
         inputs |= {name: batch["text"][name] for name in ("query", "positive", "negatives") if name in batch["text"]}
+    if "images" in batch:
+        inputs |= {name: batch["images"][name] for name in COLUMNS["images"]}
     return inputs
 
 

@@ -4,7 +4,8 @@ Works on the names of ``JinaCLIPModel``, with or without LoRA's layers. Which pa
 """
 
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 from torch import nn
 
@@ -92,9 +93,18 @@ def train_only(model: nn.Module, parts: Set[Part]) -> None:
             )
 
 
-def image_parameters(model: JinaCLIPModel) -> list[nn.Parameter]:
-    """What a text loss cannot reach: the image tower and the trained temperature."""
-    return [*model.vision_model.parameters(), *model.visual_projection.parameters(), model.logit_scale]
+def unreached_parameters(model: JinaCLIPModel, inputs: Mapping[str, Mapping[str, Any]]) -> list[nn.Parameter]:
+    """What the losses of a step cannot reach: the tower of texts, or of pictures, that it has none of.
+
+    Args:
+        inputs: the step's columns, each with the arguments of the model's forward.
+
+    The trained temperature is not among them: every joint loss holds it, times zero at least.
+    """
+    read = {argument for column in inputs.values() for argument in column}
+    modules = [] if "input_ids" in read else [model.text_model, model.text_projection]
+    modules += [] if "pixel_values" in read else [model.vision_model, model.visual_projection]
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def drop_gradients_except(model: nn.Module, parts: Set[Part]) -> None:

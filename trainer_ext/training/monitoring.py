@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from trainer_ext.losses.joint import LOSSES
+from trainer_ext.recipe.schema import SIDES
 from trainer_ext.recipe.stages import Stage
 from trainer_ext.training.sharding import whole_tensor
 from trainer_ext.training.stages import stage_at
@@ -156,7 +157,7 @@ def log_line(logs: dict[str, Any], step: int, steps: int) -> str:
     310 pairs/s | 5,123 tokens/s'
     """
     parts = [f"step {step}/{steps} {logs['stage']}", f"loss {logs['loss']:.3f}"]
-    for side in ("image_text", "text"):
+    for side in SIDES:
         if f"loss_{side}" in logs:
             parts.append(f"{side} {logs[f'loss_{side}']:.3f} ({logs[f'accuracy_{side}']:.0%})")
     parts += [f"temperature {logs['temperature']:.4f}", f"lr {logs['learning_rate']:.1e}"]
@@ -170,7 +171,7 @@ def bar_text(logs: dict[str, Any]) -> str:
     'pairs, text 1.41 (75%), temperature 0.0625'
     """
     parts = [logs["stage"]]
-    for side in ("image_text", "text"):
+    for side in SIDES:
         if f"loss_{side}" in logs:
             parts.append(f"{side} {logs[f'loss_{side}']:.2f} ({logs[f'accuracy_{side}']:.0%})")
     return ", ".join([*parts, f"temperature {logs['temperature']:.4f}", *_speed(logs)])
@@ -217,8 +218,8 @@ class StagePrinterCallback(PrinterCallback):
 class ThroughputCallback(TrainerCallback):
     """Counts pairs and text tokens, and the time they took: waiting for data is in it, evaluating and saving are not.
 
-    A text pair, a triplet and an image with each of its captions are one pair; tokens are those of texts, without
-    padding.
+    A text pair, a triplet, two pictures and an image with each of its captions are one pair; tokens are those of texts,
+    without padding.
     """
 
     def __init__(self) -> None:
@@ -234,6 +235,8 @@ class ThroughputCallback(TrainerCallback):
         if image_text is not None:
             masks.append(image_text["attention_mask"])
             pairs += len(image_text["input_ids"])
+        if "images" in batch:
+            pairs += len(batch["images"]["row_ids"])
         self._pairs += pairs
         self._tokens += sum(int(mask.sum()) for mask in masks)
 

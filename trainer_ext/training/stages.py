@@ -25,7 +25,7 @@ from trainer_ext.recipe.layer_checks import tower_depths
 from trainer_ext.recipe.problems import Problem
 from trainer_ext.recipe.recipe import Recipe
 from trainer_ext.recipe.schema import trains_temperature
-from trainer_ext.recipe.stages import IMAGE_PARTS, LoraSpec, Part, Stage, part_names, trained_parts
+from trainer_ext.recipe.stages import LoraSpec, Part, Stage, part_names, reached_parts, trained_parts
 from trainer_ext.training.model_parts import drop_gradients_except, train_only
 
 
@@ -75,10 +75,9 @@ def trained_in(stage: Stage, lora: LoraSpec | None = None) -> Trained:
     >>> len(trained.parts), sorted(trained.moved), sorted(trained.objective)
     (5, ['text', 'text_projection'], ['text_logit_scale'])
     """
-    parts = moved = trained_parts(stage.trainable, lora)
-    if stage.image_text is None:
-        moved -= IMAGE_PARTS
-    elif not trains_temperature("image_text", stage.image_text):
+    parts = trained_parts(stage.trainable, lora)
+    moved = parts & reached_parts(name for name, _ in stage.sides())
+    if stage.image_text is not None and not trains_temperature("image_text", stage.image_text):
         moved -= {"temperature"}
     objective = frozenset(name for side_name, side in stage.sides() for name in own_parameters(side_name, side))
     return Trained(parts, moved, objective)
@@ -123,7 +122,7 @@ def image_size_problems(stages: Sequence[Stage], config: JinaCLIPConfig) -> Iter
     patch, trained = config.vision_config.patch_size, config.vision_config.image_size
     for position, stage in enumerate(stages):
         size = stage.image_size
-        if size is None or stage.image_text is None or size == trained or (size % patch == 0 and size >= patch):
+        if size is None or not stage.has_pictures() or size == trained or (size % patch == 0 and size >= patch):
             continue
         near = sorted({max(size // patch, 1) * patch, (size // patch + 1) * patch})
         yield (

@@ -15,7 +15,7 @@ from torch import Tensor
 from modeling_jina_clip import JinaCLIPConfig, JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext.data.sources import Rows
 from trainer_ext.data.streams import SourceStream
-from trainer_ext.losses.joint import COLUMNS, NEGATIVES
+from trainer_ext.losses.columns import COLUMNS, NEGATIVES
 from trainer_ext.losses.logits import clamped_temperature
 from trainer_ext.recipe.arguments import JinaCLIPTrainingArguments
 from trainer_ext.recipe.checks import read_model_config

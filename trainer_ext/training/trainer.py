@@ -2,8 +2,7 @@
 
 One optimizer step, one hop a line:
 
-1. the plan names the rows of an image-caption batch and of a text batch (``data.plan``); the collator makes tensors of
-   them (``data.batches``);
+1. the plan names the rows of each side (``data.plan``); the collator makes tensors of them (``data.batches``);
 2. each column is embedded by the wrapped model, in chunks if a gradient cache is asked for (``losses.gradient_cache``);
 3. the embeddings of all processes are gathered and compared, by each side's loss (``losses.joint``);
 4. their weighted sum goes back to ``transformers.Trainer.training_step``;
@@ -40,7 +39,7 @@ from trainer_ext.training.earlier_layers import LayeredEmbedder, apart
 from trainer_ext.training.ema import WeightAverage
 from trainer_ext.training.embedding import InputEmbedder, chunks_of, encoder_inputs
 from trainer_ext.training.lora import has_lora
-from trainer_ext.training.model_parts import image_parameters
+from trainer_ext.training.model_parts import unreached_parameters
 from trainer_ext.training.monitoring import (
     KEPT,
     RATES,
@@ -310,7 +309,7 @@ class JinaCLIPTrainer(SavingTrainer):
     def _embeddings(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """(rows, dim) of each column of a joint batch, and the temperature of the image-text side; see ``apart``."""
         columns = encoder_inputs(inputs)
-        temperature = partial(self._temperature, with_images="image" in columns)
+        temperature = partial(self._temperature, columns=columns)
         size = self.args.gradient_cache_chunk_size
         if size is None:
             vectors = {name: self._embed(model, column) for name, column in columns.items()}
@@ -327,11 +326,11 @@ class JinaCLIPTrainer(SavingTrainer):
         orders = {name: order.to(self.args.device) for name, (_, order) in chunks.items() if order is not None}
         return apart(embeddings | {name: embeddings[name][order] for name, order in orders.items()})
 
-    def _temperature(self, chunk: None, with_images: bool) -> Tensor:
-        """The trained temperature; DDP waits for a gradient of every parameter, so without images it brings zeros."""
+    def _temperature(self, chunk: None, columns: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """The trained temperature; DDP waits for a gradient of every parameter, so that of an idle tower are zeros."""
         temperature = clamped_temperature(whole_parameter(self.model.logit_scale))
-        if not with_images and self.args.world_size > 1 and not is_sharded(self.model):
-            temperature = temperature + sum(0.0 * parameter.sum() for parameter in image_parameters(self.model))
+        if self.args.world_size > 1 and not is_sharded(self.model):
+            temperature = temperature + sum(0.0 * one.sum() for one in unreached_parameters(self.model, columns))
         return temperature
 
     def _note(self, stage_name: str, terms: Mapping[str, Tensor]) -> None:

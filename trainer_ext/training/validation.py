@@ -1,8 +1,9 @@
 """The losses of a stage on rows that training never sees: ``validation_loss: true`` in a recipe.
 
-The same objective on the same kind of batches as training, with these differences: no dropout, no augmentation, the
-captions that the seed draws in epoch 0, and the same batches every time, so figures of two steps can be compared. The
-main process computes it by itself, whatever the number of processes.
+The same objective on the same kind of batches as training, with these differences: no dropout, no augmentation (but
+for two views of one picture, which it makes), the captions and pictures that the seed draws in epoch 0, and the same
+batches every time, so figures of two steps can be compared. The main process computes it by itself, whatever the number
+of processes.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from trainer_ext.data.batches import JointCollator, JointDataset
+from trainer_ext.data.picture_pairs import picture_groups
 from trainer_ext.data.plan import Key
 from trainer_ext.losses.gather import alone
 from trainer_ext.losses.joint import JointObjective
@@ -51,8 +53,12 @@ class ValidationLoss:
         self._stages = [_without_short_caption(stage.model_copy(update=plain)) for stage in recipe.stages]
         self._held = dict(held)
         sources = [source for source in recipe.sources if source.name in self._held]
+        groups = picture_groups(sources, self._held)
+        self._units = {name: len(groups.get(name, table)) for name, table in self._held.items()}
+        self._views = {one.name for one in sources if one.task == "image-pair" and not one.pairs_by_id()}
         self._rows = JointDataset(sources, self._held, recipe.seed, stages=self._stages)
         self._collate = JointCollator(processor, self._stages, recipe.seed)
+        self._collate_views = JointCollator(processor, recipe.stages, recipe.seed)
         self._objective = objective
         self._means = processor.image_processor.mean, processor.image_processor.std
 
@@ -86,12 +92,13 @@ class ValidationLoss:
 
     def _batches(self, stage: int, name: SideName, side: Side) -> Iterator[dict[str, Any]]:
         for source in self._of(side):
-            order = np.random.default_rng(0).permutation(len(self._held[source]))
+            order = np.random.default_rng(0).permutation(self._units[source])
+            collate = self._collate_views if source in self._views else self._collate
             size = min(side.batch_size, len(order))
             for start in range(0, len(order) - size + 1, size):
                 rows = order[start : start + size].tolist()
                 keys = [Key(step=0, stage=stage, side=name, source=source, epoch=0, index=row) for row in rows]
-                yield self._collate(self._rows.__getitems__(keys))
+                yield collate(self._rows.__getitems__(keys))
 
     def _loss(self, model: JinaCLIPModel, embed: InputEmbedder, batch: dict[str, Any], name: SideName) -> float:
         columns = encoder_inputs(batch)

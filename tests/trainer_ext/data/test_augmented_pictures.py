@@ -17,7 +17,7 @@ from tests.trainer_ext.tiny_run import make_processor
 from trainer_ext.data.augmentation import augmented_picture, color_jittered, row_generator
 from trainer_ext.data.batches import JointCollator
 from trainer_ext.data.plan import Key
-from trainer_ext.recipe.checks import augmentation_problems
+from trainer_ext.recipe.picture_checks import augmentation_problems
 from trainer_ext.recipe.stages import Augmentation, ColorJitter, Stage
 
 ALL = Augmentation(horizontal_flip=0.5, color_jitter=ColorJitter(), grayscale=0.3, gaussian_blur=0.5)
@@ -232,7 +232,7 @@ def test_what_has_no_effect_is_refused_with_the_cure() -> None:
         ]
     ]
     assert found == [
-        [("x.grayscale", "changes pictures, and this stage has none. Take it out, or add image_text.")],
+        [("x.grayscale", "changes pictures, and this stage has none. Take it out, or add image_text or images.")],
         [("x.color_jitter", "has no strength above 0, so it changes nothing. Give one, or take it out.")],
         [
             (

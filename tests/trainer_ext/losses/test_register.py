@@ -59,7 +59,7 @@ def test_both_tables_have_the_same_losses() -> None:
 def test_the_guides_loss_is_trained_by_the_command_line(tiny_recipe: Path, tmp_path: Path) -> None:
     """Unknown before; afterwards it is checked, trained, logged, recorded and named on the card."""
     overrides = [STAGE, IMAGES, TEXTS % "hinge", "save_steps=2"]
-    with pytest.raises(RecipeError, match=r"stages\.0\.text\.loss: must be 'info_nce', .* or 'cosent', got 'hinge'"):
+    with pytest.raises(RecipeError, match=r"stages\.0\.text\.loss: must be 'info_nce', .* or 'nt_xent', got 'hinge'"):
         load_recipe(tiny_recipe, overrides)
     exec(HINGE, {})
     assert command_line([str(tiny_recipe), "--output_dir", str(tmp_path / "run"), *overrides]) == 0

@@ -234,3 +234,21 @@ def test_equal_codes_give_finite_figures_in_every_kind_of_task(shop: Path) -> No
     assert found["match@binary/auroc"].value == 0.5
     assert found["sts@binary/spearman"].value == 0.0
     assert abs(found["match@binary/slope"].value) < 1e-6
+
+
+def test_pairs_of_pictures_find_each_other(tmp_path: Path) -> None:
+    """By id alone: there are no captions that two rows could share. ``classes`` are a column as of any pictures."""
+    rows = [{"image": png(10 * n), "caption": "one", "id": f"thing {n // 2}", "tone": "ab"[n % 2]} for n in range(5)]
+    listed = yaml.safe_load(pictures(tmp_path, rows, id=Value("string"), tone=Value("string")))
+    columns = {"image": "image", "id": "id"}
+    sources = yaml.safe_dump([listed[0] | {"task": "image-pair", "columns": columns}])
+    said: list[str] = []
+    tasks = "[{name: same, source: p, metrics: [map10]}, {name: tones, source: p, classes: tone}]"
+    found = built(tmp_path, tasks, sources, said)
+    assert list(found) == ["same/i2i", "tones"]
+    assert found["same/i2i"].relevant == [[1], [0], [3], [2]]
+    assert found["same/i2i"].exclude == [[0], [1], [2], [3]]
+    assert len(found["same/i2i"].candidates) == 5
+    assert said == ["same/i2i: 1 of 5 pictures have no partner and are no queries"]
+    more = "[{name: same, source: p, corpus: p}]"  # pictures that are candidates already
+    assert len(built(tmp_path, more, sources)["same/i2i"].candidates) == 5

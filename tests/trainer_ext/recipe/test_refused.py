@@ -23,7 +23,7 @@ REFUSED = [
     ("stages.0.warmup_steps", 1.5, "stages.0.warmup_steps: must be a valid integer, got 1.5."),
     ("stages.0.warmup_steps", -0.1, "stages.0.warmup_steps: must be a valid integer, got -0.1."),
     ("stages.1.name", "first", "stages.1.name: 'first' is taken by stages.0. Give it another name."),
-    ("stages.1.text", None, "stages.1: trains nothing: give it image_text, text, or both."),
+    ("stages.1.text", None, "stages.1: trains nothing: give it image_text, text or images."),
     ("stages.0.text.sources", [], "stages.0.text.sources: List should have at least 1 item"),
     ("stages.0.text.sources", ["pairs-a", "pair-b"], "'pair-b' is none of this recipe's sources. Did you mean"),
     ("stages.0.text.sources", ["x-*"], "stages.0.text.sources.0: 'x-*' matches none of this recipe's sources."),

@@ -6,8 +6,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.trainer_ext.tiny_run import RECIPE, make_model
 from trainer_ext.losses.joint import JointObjective
+from trainer_ext.recipe.schema import ImagesSide
 from trainer_ext.recipe.stages import LoraSpec, Stage
-from trainer_ext.training.model_parts import image_parameters
+from trainer_ext.training.model_parts import unreached_parameters
 from trainer_ext.training.stages import StageCallback, Trained, finished_stage, image_size_problems, trained_in
 
 STAGES = [Stage.model_validate(stage) for stage in RECIPE["stages"]]  # 3, 2 and 3 steps
@@ -71,8 +72,25 @@ def test_stage_without_images_leaves_their_side_untouched(arguments: TrainingArg
     callback.on_pre_optimizer_step(arguments, TrainerState(global_step=3), TrainerControl(), model=model)
     assert all(parameter.grad is not None for parameter in model.parameters())
     callback.on_pre_optimizer_step(arguments, TrainerState(global_step=2), TrainerControl(), model=model)
-    assert all(parameter.grad is None for parameter in image_parameters(model))
+    idle = [*unreached_parameters(model, {"query": {"input_ids": None}}), model.logit_scale]
+    assert len(idle) > 10
+    assert all(parameter.grad is None for parameter in idle)
     assert all(parameter.grad is not None for parameter in model.text_model.parameters())
+
+
+def test_a_stage_of_pictures_alone_leaves_texts_and_temperature_untouched(arguments: TrainingArguments) -> None:
+    model = make_model()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    pairs = ImagesSide(sources=["paired"], batch_size=4)
+    stages = [STAGES[0].model_copy(update={"image_text": None, "text": None, "images": pairs})]
+    callback = StageCallback(stages, 0.1, JointObjective())
+    callback.on_pre_optimizer_step(arguments, TrainerState(global_step=0), TrainerControl(), model=model)
+    idle = unreached_parameters(model, {"picture": {"pixel_values": None}})
+    assert {*idle} == {*model.text_model.parameters(), *model.text_projection.parameters()}
+    assert all(parameter.grad is None for parameter in (*idle, model.logit_scale))
+    assert all(parameter.grad is not None for parameter in model.vision_model.parameters())
+    assert trained_in(stages[0]).moved == {"vision", "vision_projection"}
 
 
 @pytest.mark.parametrize(("value", "clamped"), [(-1.0, 0.0), (2.5, 2.5), (9.0, 4.6051702)])

@@ -156,7 +156,10 @@ REFUSED = {
     ),
     "no weight": (by(Path("OTHER"), more=", weight: 0"), "teacher.weight: must be greater than 0"),
     "a side twice": (by(Path("OTHER"), more=", sides: [text, text]"), "lists a side twice. Name each once."),
-    "no such side": (by(Path("OTHER"), more=", sides: [texts]"), "teacher.sides.0: must be 'image_text' or 'text'"),
+    "no such side": (
+        by(Path("OTHER"), more=", sides: [texts]"),
+        "teacher.sides.0: must be 'image_text', 'text' or 'images'",
+    ),
 }
 
 
