@@ -171,15 +171,25 @@ def _loss_words(side: dict[str, Any], known: dict[str, str]) -> str:
 
     >>> _loss_words({"loss": "info_nce", "label_smoothing": 0.1, "uniformity": 0.5}, LOSSES)
     'InfoNCE (label smoothing 0.1) + 0.5 uniformity'
+    >>> short = {"principal_components": 32, "weight": 0.5}
+    >>> _loss_words({"loss": "siglip", "captions_per_image": 3, "split_captions": "sentences", "short_caption": short},
+    ...             LOSSES)
+    'SigLIP (3 sentences a picture) + 0.5 short caption (32 principal components)'
     """
     changes = [f"{key.replace('_', ' ')} {side[key]:g}" for key in _CHANGES if side.get(key)]
+    several, split = side.get("captions_per_image", 1), side.get("split_captions")
+    if several > 1 or split:
+        changes.append(f"{several} {'sentence' if split else 'caption'}{'s' if several > 1 else ''} a picture")
     if prefixes := side.get("matryoshka"):
         changes.append(f"Matryoshka at {', '.join(map(str, prefixes['dims']))}")
     if side.get("temperature") is not None:
         given = side["temperature"]
         changes.append(f"temperature {given}" if isinstance(given, str) else f"temperature {given:g}")
     words = known.get(side["loss"], side["loss"]) + (f" ({'; '.join(changes)})" if changes else "")
-    return " + ".join([words, *(f"{side[key]:g} {key.replace('_', '-')}" for key in _TERMS if side.get(key))])
+    terms = [f"{side[key]:g} {key.replace('_', '-')}" for key in _TERMS if side.get(key)]
+    if short := side.get("short_caption"):
+        terms.append(f"{short['weight']:g} short caption ({short['principal_components']} principal components)")
+    return " + ".join([words, *terms])
 
 
 def _teacher_words(teacher: dict[str, Any], stages: list[dict[str, Any]]) -> str:

@@ -142,7 +142,7 @@ def test_card_tells_how_a_model_was_tuned(golden: Path, base: Path, tmp_path: Pa
 CHANGED = "stages.0.text={sources: [texts], batch_size: 4, label_smoothing: 0.1, hardness: 5.0, temperature: 0.02}"
 ADDED = (
     "stages.0.image_text={sources: [pictures], batch_size: 4, temperature: trained, matryoshka: {dims: [64, 32]}, "
-    "alignment: 0.5, cross_uniformity: 0.25}"
+    "alignment: 0.5, cross_uniformity: 0.25, captions_per_image: 2, short_caption: {principal_components: 4}}"
 )
 ALONE = ["stages.0.text=null", "evaluation.tasks=[{name: pictures, source: pictures}]"]
 MINED = {"name": "mined", "task": "triplet", "format": "parquet", "location": "mined.parquet"}
@@ -154,7 +154,8 @@ def test_what_a_recipe_adds_to_a_loss_is_told(golden: Path, base: Path, tmp_path
     """Otherwise two models with other objectives would have the same card."""
     checkpoint = finetuned(golden, tmp_path, base, ADDED, CHANGED)
     content = (build(checkpoint, tmp_path / "out") / "README.md").read_text()
-    image_text = "InfoNCE (Matryoshka at 64, 32; temperature trained) + 0.5 alignment + 0.25 cross-uniformity"
+    changed = "InfoNCE (2 captions a picture; Matryoshka at 64, 32; temperature trained)"
+    image_text = f"{changed} + 0.5 alignment + 0.25 cross-uniformity + 1 short caption (4 principal components)"
     text = "InfoNCE (label smoothing 0.1; hardness 5; temperature 0.02)"
     assert f"| image-text: {image_text}, text: {text} |" in content
     assert card_errors(content) == []
