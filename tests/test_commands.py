@@ -140,6 +140,9 @@ RUN: dict[str, list[str]] = {
     "python benchmarks/encode_speed.py text --texts 1": ["--rounds", "1"],
     "python benchmarks/encode_speed.py image --images 16 --peers .peers": ["--images", "1", "--rounds", "1"],
     "python benchmarks/encode_speed.py memory": ["--tokens", "64"],
+    "python benchmarks/picture_loading.py --peers .peers": [
+        *["--rounds", "1", "--kinds", "640x480", "--workers", "0", "--photos", "32"]
+    ],
     "python benchmarks/products.py": ["--rounds", "1"],
     "python benchmarks/training_step.py": ["--rounds", "1"],
     "python benchmarks/joint_step.py": [*TINY, "--steps", "2", "--rounds", "1"],
