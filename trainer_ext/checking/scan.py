@@ -311,14 +311,14 @@ def _take_pairs(
     """Which texts belong to which pictures or queries, and which do not."""
     row_keys, pairs, pair_rows, negative, negative_rows = [], [], [], [], []
     for place, row in enumerate(numbers.tolist()):
-        if "query" not in keys:  # of pictures: paired with each other they have no texts, and the id instead
+        if "text" in keys:
+            mine = []
+            row_keys += keys["text"][place]
+        elif "query" not in keys:  # of pictures: paired with each other they have no texts, and the id instead
             one, texts = facts[place], keys["caption"][place] if "caption" in keys else [int(things[place])]
             row_keys.append(text_key(f"{row if one is None else one.label}/{sorted(texts)}"))
             query = None if one is None or "caption" not in keys else one.pixels
             mine = [] if query is None else [pair_key(query, text) for text in texts]
-        elif "text" in keys:
-            mine = []
-            row_keys += keys["text"][place]
         else:
             [query], [positive] = keys["query"][place], keys["positive"][place]
             mine = [pair_key(query, positive)]
