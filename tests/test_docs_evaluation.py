@@ -50,5 +50,5 @@ def test_the_record_that_is_shown_has_the_form_of_a_real_one() -> None:
 
 
 def test_the_recipe_snippet_is_one() -> None:
-    spec = EvaluationSpec.model_validate(yaml.safe_load(blocks("yaml")[1])["evaluation"])
+    spec = EvaluationSpec.model_validate(yaml.safe_load(blocks("yaml")[2])["evaluation"])
     assert spec.tasks == [TaskSpec(name="drawings", source="openmoji-short")]
