@@ -344,10 +344,6 @@ class Side(SideLoss):
 
 
 class ImagesSide(Side):
-    """The part of a joint step that sets pictures against pictures.
-
-    >>> ImagesSide(sources=["products"], batch_size=4).loss
-    'nt_xent'
-    """
+    """The part of a joint step that sets pictures against pictures."""
 
     loss: Annotated[str, PlainValidator(_known_loss)] = "nt_xent"
