@@ -143,7 +143,7 @@ def missing(runs: Runs, arms: Mapping[str, Arm]) -> list[str]:
 
 
 def table(name: str, content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """The lines of a table: a letter of a group, ``equal_rows``, ``validation``, ``seen``, ``machines``, ``missing``.
+    """The lines of a table: a group's letter, one of ``comparisons``, ``validation``, ``seen``, ``machines``, ``missing``.
 
     Raises:
         ValueError: no such table.
@@ -154,8 +154,8 @@ def table(name: str, content: Mapping[str, Any], rows: Sequence[Row]) -> list[st
         others = dict.fromkeys(arm.against for arm in own if arms[arm.against].group != name)
         pairs = [(arms[other], other) for other in others] + [(arm, arm.against) for arm in own]
         return comparison(runs, pairs, COLUMNS)
-    if name == "equal_rows":
-        return comparison(runs, [(arms[arm], against) for arm, against in content["equal_rows"]], COLUMNS)
+    if name in content["comparisons"]:
+        return comparison(runs, [(arms[arm], against) for arm, against in content["comparisons"][name]], COLUMNS)
     if name == "validation":
         return comparison(runs, [(arm, arm.against) for arm in arms.values()], VALIDATION)
     if name == "seen":
@@ -164,7 +164,7 @@ def table(name: str, content: Mapping[str, Any], rows: Sequence[Row]) -> list[st
         return machines(rows)
     if name == "missing":
         return missing(runs, arms)
-    known = [*content["groups"], "equal_rows", "validation", "seen", "machines", "missing"]
+    known = [*content["groups"], *content["comparisons"], "validation", "seen", "machines", "missing"]
     raise ValueError(f"there is no table {name!r}; there are {', '.join(known)}")
 
 

@@ -25,6 +25,7 @@ from trainer_ext.recipe.recipe import load_recipe
 
 CONTENT = yaml.safe_load(ARMS.read_text(encoding="utf-8"))
 ALL_ARMS = read_arms(CONTENT)
+TABLES = [*CONTENT["groups"], *CONTENT["comparisons"], "validation", "seen", "machines", "missing"]
 
 
 def study(folder: Path, content: dict[str, Any] = CONTENT, steps: int | None = None) -> Study:
@@ -252,7 +253,7 @@ def test_two_rows_of_one_run_are_refused() -> None:
         runs_of([*MADE, MADE[0]])
 
 
-@pytest.mark.parametrize("name", [*CONTENT["groups"], "equal_rows", "validation", "seen", "machines", "missing"])
+@pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_made_of_rows(name: str) -> None:
     lines = table(name, CONTENT, MADE)
     assert lines
@@ -290,7 +291,7 @@ def test_the_pages_tables_are_those_of_the_committed_rows() -> None:
     page, rows = PAGE.read_text(encoding="utf-8"), read_rows(ROWS)
     assert with_tables(page, CONTENT, rows) == page, "run: python examples/study/tables.py"
     shown = {block[2] for block in BLOCK.finditer(page)}
-    assert shown == {*CONTENT["groups"], "equal_rows", "validation", "seen", "machines", "missing"}
+    assert shown == set(TABLES)
 
 
 def test_committed_rows_are_of_the_arms_as_they_are(tmp_path: Path) -> None:
