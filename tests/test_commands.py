@@ -137,12 +137,13 @@ RUN: dict[str, list[str]] = {
         *["--steps", "2", "--batch_size", "8", "--limit", "20", "--rounds", "1"]
     ],
     "python benchmarks/encode_speed.py text --texts 64": ["--texts", "2", "--rounds", "1"],
-    "python benchmarks/encode_speed.py text --texts 1": ["--rounds", "1"],
+    "python benchmarks/query_latency.py": ["--rounds", "1", "--layers", "1", "--cases", "12 tokens"],
     "python benchmarks/encode_speed.py image --images 16 --peers .peers": ["--images", "1", "--rounds", "1"],
     "python benchmarks/encode_speed.py memory": ["--tokens", "64"],
     "python benchmarks/picture_loading.py --peers .peers": [
         *["--rounds", "1", "--kinds", "640x480", "--workers", "0", "--photos", "32"]
     ],
+    "python benchmarks/query_latency.py --cpu": ["--rounds", "1", "--layers", "1"],
     "python benchmarks/products.py": ["--rounds", "1"],
     "python benchmarks/training_step.py": ["--rounds", "1"],
     "python benchmarks/joint_step.py": [*TINY, "--steps", "2", "--rounds", "1"],
