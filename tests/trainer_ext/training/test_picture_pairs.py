@@ -26,7 +26,6 @@ from trainer_ext.files import last_whole_checkpoint
 from trainer_ext.losses.joint import JointObjective
 from trainer_ext.losses.nt_xent import nt_xent
 from trainer_ext.recipe.recipe import load_recipe
-from trainer_ext.training.teacher import Teacher
 from trainer_ext.training.validation import ValidationLoss
 
 QUIET = ["stages.0.patch_dropout=0.0", "stages.1.patch_dropout=0.0", "save_steps=8"] + [
@@ -164,9 +163,9 @@ def test_a_teacher_of_pictures(make_pairs: RunFactory, tmp_path: Path) -> None:
     for kind in ("scores", "vectors"):
         spec = f"teacher={{model: {tmp_path / 'teacher'}, kind: {kind}, sides: [images]}}"
         overrides = [spec, "stages.0.steps=1", "stages.0.patch_dropout=0.0", "save_strategy=no"]
-        recipe = load_recipe(make_pairs.recipe, overrides)
-        assert Teacher(recipe.teacher).columns == ["picture", "partner"]
-        entries = entries_of(trained(make_pairs(tmp_path / kind, *overrides, dropout=0.0)))
+        trainer = make_pairs(tmp_path / kind, *overrides, dropout=0.0)
+        assert trainer.teacher.columns == {"picture", "partner"}
+        entries = entries_of(trained(trainer))
         first = next(entry for entry in entries if entry.get("step") == 1)
         assert first["teacher_images"] == pytest.approx(0.0, abs=1e-6)
         assert "teacher_image_text" not in first
