@@ -94,11 +94,14 @@ def all_points(options: argparse.Namespace, seed: int, tasks: list[Task]) -> dic
 
 
 def mean_of(runs: list[dict[Point, Measured]]) -> dict[Point, Measured]:
-    """The mean over the seeds, number by number."""
-    return {
-        point: Measured(*(statistics.mean(values) for values in zip(*(run[point] for run in runs), strict=True)))
-        for point in runs[0]
-    }
+    """The mean quality over the seeds, and the best speed of each pair of depths, of whatever kind and seed."""
+    found = {}
+    for kind, depths, width in runs[0]:
+        same = [point for run in runs for (_, other, _), point in run.items() if other == depths]
+        speeds = max(point.images_a_second for point in same), max(point.texts_a_second for point in same)
+        quality = [run[kind, depths, width][:2] for run in runs]
+        found[kind, depths, width] = Measured(*map(statistics.mean, zip(*quality, strict=True)), *speeds)
+    return found
 
 
 def table(points: dict[Point, Measured]) -> str:
