@@ -168,15 +168,14 @@ class SentenceTeacher:
                 texts[name], prompt=texts["prompts"].get(name), batch_size=size, device=str(device),
                 convert_to_tensor=True, show_progress_bar=False,
             )  # fmt: skip
-            vectors[name] = found.to(
-                device, torch.float32
-            ).clone()  # no tensor of inference mode, which no loss could keep
+            # A copy is no tensor of inference mode, which no loss could keep for its backward pass.
+            vectors[name] = found.to(device, torch.float32).clone()
         return vectors
 
 
 def _columns(spec: TeacherSpec) -> set[str]:
     """What a teacher embeds of its sides."""
-    negatives = {NEGATIVES[side] for side in spec.margin_sides()}
+    negatives = {NEGATIVES[side] for side in spec.margin_sides() if side in NEGATIVES}
     return {column for side in spec.sides for column in COLUMNS[side]} | negatives
 
 

@@ -112,6 +112,14 @@ def margins_of(q: torch.Tensor, p: torch.Tensor, n: torch.Tensor) -> torch.Tenso
     return torch.stack([torch.stack(row) for row in rows])
 
 
+def test_a_side_without_negatives_that_no_stage_has_is_passed_over(
+    marked_run: RunFactory, tmp_path: Path, same: Path
+) -> None:
+    sides = ", sides: [image_text, text, images]"
+    entries = entries_of(trained(taught(marked_run, tmp_path, "model", same, "stages.0.steps=1", more=sides)))
+    assert entries[0]["teacher_text"] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_rows_bring_their_margins(marked_run: RunFactory, tmp_path: Path) -> None:
     """Row by row, whatever the order that the plan takes them in."""
     trainer = taught(marked_run, tmp_path, "columns", tmp_path)
