@@ -143,7 +143,7 @@ def missing(runs: Runs, arms: Mapping[str, Arm]) -> list[str]:
 
 
 def table(name: str, content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """The lines of a table: a group's letter, one of ``comparisons``, ``validation``, ``seen``, ``machines``, ``missing``.
+    """The lines of a table: a group's letter, one of ``comparisons``, validation, seen, machines or missing.
 
     Raises:
         ValueError: no such table.
