@@ -20,19 +20,18 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
 from modeling_jina_clip import JinaCLIPModel
-from trainer_ext.commands.guard import guarded
-from trainer_ext.files import file_hash, read_json, refuse_unwritable, write_json, write_whole
+from trainer_ext.commands.guard import guarded, needed
+from trainer_ext.files import refuse_unwritable, write_whole
 from trainer_ext.locks import held
-from trainer_ext.measuring.readable import vectors_or_reasons
+from trainer_ext.measuring.readable import PICTURES, vector_column, vectors_or_reasons
+from trainer_ext.measuring.vector_folder import begin_folder
 
-PICTURES = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"]
-SETUP, CHECKPOINT, UNREADABLE = "_setup.json", "_checkpoint", "_unreadable.jsonl"  # readers of a folder skip "_"
+HELPERS = 3  # cores for the filter of known ids, reading and writing
 
 
 class Embedder:
@@ -49,21 +48,18 @@ class Embedder:
         """Id and fields of the rows, each with its vector, or with why it has none."""
         wanted, encode = self.options.text or self.options.image, self.model.encode_image
         contents = rows[wanted].to_pylist() if wanted in rows.column_names else [None] * len(rows)
+        contents = [x.get("bytes") if isinstance(x, dict) else x for x in contents]  # datasets' columns of pictures
         if self.options.text:  # of files, bytes; the model names what is not UTF-8
             encode = self.model.encode_text
             contents = [x.decode("utf-8", "surrogateescape") if isinstance(x, bytes) else x for x in contents]
-        else:  # of datasets' columns of pictures, the bytes
-            contents = [x.get("bytes") if isinstance(x, dict) else x for x in contents]
         encode = partial(encode, batch_size=self.options.batch_size, show_progress_bar=False)
         found = vectors_or_reasons(encode, contents)
         problems = [vector if isinstance(vector, str) else None for vector in found]
         self.left_out += sum(problem is not None for problem in problems)
         refuse_many(self.left_out, self.options.max_unreadable, next(filter(None, problems), ""))
-        flat = np.concatenate([np.zeros(self.dim, np.float32) if isinstance(x, str) else x for x in found])
         made = {name: rows[name] for name in [self.options.id, *self.options.fields]}
-        without = pa.array([problem is not None for problem in problems])
-        made["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), self.dim, mask=without)
-        return pa.table(made | {"unreadable": pa.array(problems, pa.string())})
+        made |= {"vector": vector_column(found, self.dim), "unreadable": pa.array(problems, pa.string())}
+        return pa.table(made)
 
 
 def refuse_many(count: int, allowed: int, example: str) -> None:
@@ -76,8 +72,8 @@ def corpus_of(ray: Any, options: argparse.Namespace) -> Any:
     paths = sorted(glob(options.corpus))
     if len(paths) == 1 and Path(paths[0]).is_dir():
         options.id, options.text, options.image = "path", options.text and "bytes", None if options.text else "bytes"
-        endings = ["txt"] if options.text else PICTURES
-        return ray.data.read_binary_files(str(Path(paths[0]).absolute()), include_paths=True, file_extensions=endings)
+        place, endings = str(Path(paths[0]).absolute()), ["txt"] if options.text else list(PICTURES)
+        return ray.data.read_binary_files(place, include_paths=True, file_extensions=endings)
     if not paths or not all(path.endswith((".parquet", ".tar")) for path in paths):
         raise ValueError(f"{options.corpus}: no folder, .parquet or .tar files there; quote what has a *")
     if (options.text is None) == (options.image is None):
@@ -87,51 +83,38 @@ def corpus_of(ray: Any, options: argparse.Namespace) -> Any:
         return ray.data.read_webdataset(paths, decoder=None)
     wanted, had = [options.id, options.text or options.image, *options.fields], ds.dataset(paths).schema.names
     if missing := [name for name in wanted if name not in had]:
-        raise ValueError(
-            f"{options.corpus}: {missing[0]} is no column; give --id, --text, --fields of {', '.join(had)}"
-        )
+        raise ValueError(f"{options.corpus}: {missing[0]} is none of its columns: {', '.join(had)}")
     return ray.data.read_parquet(paths, columns=wanted)
 
 
-def begin(folder: Path, options: argparse.Namespace) -> None:
-    """Note what all vectors of the folder have in common, or compare with the run that is gone on with."""
-    weights = sorted([*Path(options.model).glob("*.safetensors"), *Path(options.model).glob("*.json")])
-    setup = {name: getattr(options, name) for name in ("corpus", "id", "text", "image", "fields", "dtype")}
-    setup["model"] = {path.name: file_hash(path) for path in weights} or options.model
-    if (folder / SETUP).is_file():
-        old = read_json(folder / SETUP)
-        if changed := [name for name in setup if old.get(name) != setup[name]]:
-            raise ValueError(f"--output_dir {folder} holds vectors of another {changed[0]}; give another folder")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"--output_dir {folder} holds something else; give an empty folder")
-    write_json(folder / SETUP, setup)
+def threads_of(actors: int, resources: dict[str, float], cores: int) -> int:
+    """Threads of each actor. Without room for all, reading would wait for ever for actors that wait for rows."""
+    if actors > (room := int(resources.get("GPU", resources["CPU"] - HELPERS))):
+        raise ValueError(f"--actors {actors}: there is room for {room}, one a GPU, or a core beside {HELPERS} for Ray")
+    return max(1, cores // actors)
 
 
 def embed(options: argparse.Namespace) -> None:
     """Read, embed, write."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-    try:
-        import ray
-        from ray.data.checkpoint import CheckpointConfig
-    except ImportError as error:
-        raise ImportError("this example needs Ray Data: pip install '.[ray]'") from error
+    ray, checkpoints = needed("ray", "ray"), needed("ray.data.checkpoint", "ray")
     folder, start = Path(options.output_dir).absolute(), time.perf_counter()
-    with ray.init(**({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}), logging_level="ERROR"):
+    cores, is_here = os.cpu_count() or 1, "RAY_ADDRESS" not in os.environ
+    own = {"address": "local", "include_dashboard": False, "num_cpus": max(cores, options.actors + HELPERS)}
+    with ray.init(**(own if is_here else {}), logging_level="ERROR"):
         rows, resources = corpus_of(ray, options), ray.cluster_resources()
-        begin(folder, options)
-        checkpoint = CheckpointConfig(options.id, str(folder / CHECKPOINT), delete_checkpoint_on_success=False)
-        ray.data.DataContext.get_current().checkpoint_config = checkpoint
-        rows.repartition(target_num_rows_per_block=options.rows_per_file).map_batches(
-            Embedder,
-            fn_constructor_args=[options, max(1, int(resources["CPU"]) // options.actors)],
-            batch_size=8 * options.batch_size,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=options.actors),
-            num_gpus=int("GPU" in resources),
-        ).write_parquet(str(folder), mode="append")
+        threads = threads_of(options.actors, resources, cores if is_here else int(resources["CPU"]))
+        setup = {name: getattr(options, name) for name in ("corpus", "id", "text", "image", "fields", "dtype")}
+        begin_folder(folder, options.model, setup)
+        done = checkpoints.CheckpointConfig(options.id, str(folder / "_checkpoint"), delete_checkpoint_on_success=False)
+        rows.context.checkpoint_config = done  # a dataset has its own, since it was read
+        how = {"batch_size": 8 * options.batch_size, "batch_format": "pyarrow", "num_gpus": int("GPU" in resources)}
+        how |= {"compute": ray.data.ActorPoolStrategy(size=options.actors), "fn_constructor_args": [options, threads]}
+        rows = rows.repartition(target_num_rows_per_block=options.rows_per_file).map_batches(Embedder, **how)
+        rows.write_parquet(str(folder), mode="append")
     written, broken = ds.dataset(folder, format="parquet"), ds.field("unreadable").is_valid()
     left_out = written.to_table([options.id, "unreadable"], filter=broken).to_pylist()
-    write_whole(folder / UNREADABLE, "".join(f"{json.dumps(row, default=str)}\n" for row in left_out).encode())
+    write_whole(folder / "_unreadable.jsonl", "".join(f"{json.dumps(row, default=str)}\n" for row in left_out).encode())
     refuse_many(len(left_out), options.max_unreadable, str(left_out[:1]))
     print(f"{written.count_rows():,} rows, {len(left_out):,} unreadable; {time.perf_counter() - start:.0f} s: {folder}")
 

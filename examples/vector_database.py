@@ -25,65 +25,61 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from modeling_jina_clip import JinaCLIPModel, fuse_vectors
-from trainer_ext.commands.guard import guarded
+from trainer_ext.commands.guard import guarded, needed
 from trainer_ext.measuring.models import encoders_of
-from trainer_ext.measuring.readable import vectors_or_reasons
+from trainer_ext.measuring.readable import PICTURES, vector_column, vectors_or_reasons
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 TABLE, HELD, NEAREST, SAMPLE = "items", 512, 10, 200
 
 
 def items_of(place: Path) -> Iterator[dict[str, Any]]:
     """id, kind, source, text and content of what is in a folder or a .jsonl file."""
     if place.is_dir():
-        for path in sorted(path for path in place.rglob("*") if path.is_file()):
-            if path.suffix.lower() in PICTURES | {".txt"}:
-                is_text = path.suffix.lower() == ".txt"
-                yield item(str(path.relative_to(place)), place.name, path.read_bytes(), is_text)
+        for path in sorted(place.rglob("*")):
+            ending = path.suffix.lower().removeprefix(".")
+            if ending in {*PICTURES, "txt"} and path.is_file():
+                kind = "text" if ending == "txt" else "image"
+                yield item(str(path.relative_to(place)), place.name, path.read_bytes(), kind)
     elif place.suffix == ".jsonl" and place.is_file():
         with place.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 row = json.loads(line)
                 if not isinstance(row, dict) or "id" not in row or ("text" in row) == ("image" in row):
                     raise ValueError(f'{place}, line {number}: give "id", and one of "text" and "image"')
-                is_text = "text" in row
-                content = str(row["text"]).encode() if is_text else (place.parent / row["image"]).read_bytes()
-                yield item(str(row["id"]), place.name, content, is_text)
+                content = str(row["text"]).encode() if "text" in row else (place.parent / row["image"]).read_bytes()
+                yield item(str(row["id"]), place.name, content, "text" if "text" in row else "image")
     else:
         raise ValueError(f"--add {place}: no folder or .jsonl file there")
 
 
-def item(name: str, source: str, content: bytes, is_text: bool) -> dict[str, Any]:
-    words = content.decode("utf-8", "surrogateescape") if is_text else None  # the model names what is not UTF-8
-    found = {"id": f"{source}/{name}", "kind": "text" if is_text else "image", "source": source, "text": words}
-    return found | {"digest": sha256(found["kind"].encode() + content).hexdigest(), "content": words or content}
+def item(name: str, source: str, content: bytes, kind: str) -> dict[str, Any]:
+    words = content.decode("utf-8", "surrogateescape") if kind == "text" else None  # the model names what is not UTF-8
+    own = {"kind": kind, "text": words, "content": content if words is None else words}
+    return own | {"id": f"{source}/{name}", "source": source, "digest": sha256(kind.encode() + content).hexdigest()}
 
 
 def add(table: Any, model: JinaCLIPModel, places: list[Path]) -> None:
     """Embed what is new or changed, and say how much of each there is; what cannot be read is named and left out."""
     dim, left_out, counts = table.schema.field("vector").type.list_size, [], {"embedded": 0, "unchanged": 0}
     items = (found for place in places for found in items_of(place))
-    bar = tqdm(unit=" items")
-    while few := list(islice(items, HELD)):
-        names = ", ".join("'" + found["id"].replace("'", "''") + "'" for found in few)
-        known = table.search().where(f"id IN ({names})").select(["id", "digest"]).limit(HELD).to_list()
-        digests = {row["id"]: row["digest"] for row in known}
-        changed = list({found["id"]: found for found in few if digests.get(found["id"]) != found["digest"]}.values())
-        counts["unchanged"] += len(few) - len(changed)
-        for kind, encode in (("text", model.encode_text), ("image", model.encode_image)):
-            own = [found for found in changed if found["kind"] == kind]
-            vectors = vectors_or_reasons(partial(encode, show_progress_bar=False), [x["content"] for x in own])
-            left_out += [f"{x['id']}: {v}" for x, v in zip(own, vectors, strict=True) if isinstance(v, str)]
-            good = [(x, v) for x, v in zip(own, vectors, strict=True) if not isinstance(v, str)]
-            if good:
-                rows = {name: pa.array([x[name] for x, _ in good], pa.string()) for name in table.schema.names[:-1]}
-                flat = pa.array(np.concatenate([vector for _, vector in good]))
-                rows["vector"] = pa.FixedSizeListArray.from_arrays(flat, dim)
-                merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-                merge.execute(pa.table(rows))
-                counts["embedded"] += len(good)
-        bar.update(len(few))
-    bar.close()
+    with tqdm(unit=" items") as bar:
+        while few := list({found["id"]: found for found in islice(items, HELD)}.values()):
+            names = ", ".join("'" + found["id"].replace("'", "''") + "'" for found in few)
+            known = table.search().where(f"id IN ({names})").select(["id", "digest"]).limit(HELD).to_list()
+            digests = {row["id"]: row["digest"] for row in known}
+            changed = [found for found in few if digests.get(found["id"]) != found["digest"]]
+            counts["unchanged"] += len(few) - len(changed)
+            for kind, encode in (("text", model.encode_text), ("image", model.encode_image)):
+                own = [found for found in changed if found["kind"] == kind]
+                vectors = vectors_or_reasons(partial(encode, show_progress_bar=False), [x["content"] for x in own])
+                left_out += [f"{x['id']}: {v}" for x, v in zip(own, vectors, strict=True) if isinstance(v, str)]
+                if good := [(x, v) for x, v in zip(own, vectors, strict=True) if not isinstance(v, str)]:
+                    rows = {name: pa.array([x[name] for x, _ in good], pa.string()) for name in table.schema.names[:-1]}
+                    rows["vector"] = vector_column([vector for _, vector in good], dim)
+                    merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+                    merge.execute(pa.table(rows))
+                    counts["embedded"] += len(good)
+            bar.update(len(few))
     print(*(f"left out {line}" for line in left_out), sep="\n", end="\n" * bool(left_out), file=sys.stderr)
     print(f"{counts['embedded']:,} embedded, {counts['unchanged']:,} unchanged, {len(left_out):,} left out")
 
@@ -91,18 +87,15 @@ def add(table: Any, model: JinaCLIPModel, places: list[Path]) -> None:
 def index(table: Any) -> None:
     """Make the index, or bring it up to date, and print its recall against exact search."""
     if not table.list_indices():
-        from lancedb.index import HnswSq
-
-        table.create_index("vector", config=HnswSq(distance_type="cosine"))
+        table.create_index("vector", config=needed("lancedb.index", "ray").HnswSq(distance_type="cosine"))
     table.optimize()
     rows = table.search().select(["vector"]).limit(SAMPLE).to_arrow()["vector"].to_pylist()
-    found = 0.0
+    shares = []
     for vector in rows:
         search = partial(table.search(vector).distance_type("cosine").select(["id"]).limit, NEAREST)
-        near = {row["id"] for row in search().to_list()}
-        exact = {row["id"] for row in search().bypass_vector_index().to_list()}
-        found += len(near & exact) / len(exact)
-    print(f"index: recall@{NEAREST} {found / len(rows):.3f} against exact search, on {len(rows)} vectors of the table")
+        near, exact = ({row["id"] for row in x.to_list()} for x in (search(), search().bypass_vector_index()))
+        shares.append(len(near & exact) / len(exact))
+    print(f"index: recall@{NEAREST} {np.mean(shares):.3f} against exact search, on {len(rows)} vectors of the table")
 
 
 def query_vector(model: JinaCLIPModel, text: str | None, image: Path | None, weight: float) -> np.ndarray:
@@ -113,15 +106,12 @@ def query_vector(model: JinaCLIPModel, text: str | None, image: Path | None, wei
 
 def opened(place: str, model: JinaCLIPModel) -> Any:
     """The table, made where it is not there; one of another model is refused."""
-    try:
-        import lancedb
-    except ImportError as error:
-        raise ImportError("this example needs LanceDB: pip install '.[ray]'") from error
     made_by = encoders_of(model, "").fingerprint
-    dim = model.config.truncate_dim or model.config.projection_dim
-    fields = [pa.field(name, pa.string()) for name in ("id", "kind", "source", "text", "digest")]
-    schema = pa.schema([*fields, pa.field("vector", pa.list_(pa.float32(), dim))], metadata={"model": made_by})
-    table = lancedb.connect(place).create_table(TABLE, schema=schema, exist_ok=True)
+    vector = pa.list_(pa.float32(), model.config.truncate_dim or model.config.projection_dim)
+    columns = dict.fromkeys(["id", "kind", "source", "text", "digest"], pa.string()) | {"vector": vector}
+    schema = pa.schema(list(columns.items()), metadata={"model": made_by})
+    database, is_new = needed("lancedb", "ray").connect(place), not Path(place, f"{TABLE}.lance").exists()
+    table = database.create_table(TABLE, schema=schema) if is_new else database.open_table(TABLE)
     if (table.schema.metadata or {}).get(b"model") != made_by.encode():
         raise ValueError(f"{place} holds vectors of another model; give a folder of its own")
     return table

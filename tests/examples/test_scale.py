@@ -1,5 +1,6 @@
 """A corpus embedded with Ray Data, and a database in LanceDB: killed, gone on with, changed, told no. Needs `[ray]`."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from examples import embed_corpus, vector_database
 from modeling_jina_clip import JinaCLIPModel
 from tests.source_imports import ROOT
 from tests.trainer_ext.own_files import save_ours
+from trainer_ext.commands.guard import guarded
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="pip install '.[ray]'")
 pytest.importorskip("lancedb", reason="pip install '.[ray]'")
 
-ROWS = 3000
+ROWS = 2400
+
+
+@pytest.mark.parametrize("name", ["embed_corpus", "vector_database"])
+def test_an_example_stays_short(name: str) -> None:
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 150
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +47,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table = pa.table({"url": [f"u{row}" for row in rows], "body": texts, "title": [f"t{row}" for row in rows]})
         pq.write_table(table, folder / f"corpus-{part}.parquet")
     (folder / "photos").mkdir()
-    for place in range(6):
-        Image.new("RGB", (40, 30), (40 * place, 100, 200 - 20 * place)).save(folder / "photos" / f"{place}.png")
+    for number in range(6):
+        Image.new("RGB", (40, 30), (40 * number, 100, 200 - 20 * number)).save(folder / "photos" / f"{number}.png")
     (folder / "photos" / "5.png").write_bytes(b"no picture")
     (folder / "photos" / "words.txt").write_text("words of a file")
     with tarfile.open(folder / "shard-0.tar", "w") as tar:
@@ -70,6 +79,18 @@ def run(name: str, *arguments: object, code: int = 0) -> str:
         [line] = [line for line in err.splitlines() if line.startswith("error:")]
         return line
     return out + err
+
+
+def database(*arguments: object, code: int = 0) -> str:
+    """What the database's example prints, or its line of error; it needs no process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["vector_database.py", *map(str, arguments)])
+        assert guarded(vector_database.main) == code, err.getvalue()
+    if code:
+        assert err.getvalue().splitlines()[-1].startswith("error:"), err.getvalue()
+        return err.getvalue().splitlines()[-1]
+    return out.getvalue() + err.getvalue()
 
 
 def vectors_of(folder: Path, key: str) -> dict[str, np.ndarray]:
@@ -141,39 +162,48 @@ def test_samples_of_tars(place: Path, tmp_path: Path, model: JinaCLIPModel) -> N
 
 def test_a_column_that_is_not_there(place: Path, tmp_path: Path) -> None:
     asked = ["embed_corpus", place / "model", f"{place}/corpus-*.parquet", "--text", "body", "--id", "uri"]
-    assert "uri is no column" in run(*asked, "--output_dir", tmp_path / "out", code=2)
+    assert "uri is none of its columns: url, body, title" in run(*asked, "--output_dir", tmp_path / "out", code=2)
+
+
+def test_more_actors_than_there_is_room_for() -> None:
+    """They would wait for ever."""
+    assert embed_corpus.threads_of(2, {"CPU": 16.0}, 16) == 8
+    assert embed_corpus.threads_of(2, {"CPU": 5.0}, 1) == 1
+    for actors, resources in ((2, {"CPU": 16.0, "GPU": 1.0}), (14, {"CPU": 16.0})):
+        with pytest.raises(ValueError, match=rf"--actors {actors}: there is room for {actors - 1}"):
+            embed_corpus.threads_of(actors, resources, 16)
 
 
 # --- the database ----------------------------------------------------------------------------------------------------
 def test_a_database_takes_what_is_new_and_finds_it(place: Path, tmp_path: Path, model: JinaCLIPModel) -> None:
-    database, notes = tmp_path / "db", tmp_path / "notes.jsonl"
+    folder, notes = tmp_path / "db", tmp_path / "notes.jsonl"
     lines = [{"id": f"n{number}", "text": f"note {number}"} for number in range(400)]
     notes.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    asked = ["vector_database", place / "model", database]
-    said = run(*asked, "--add", place / "photos", notes, "--index_from", 300)
+    asked = [place / "model", folder]
+    said = database(*asked, "--add", place / "photos", notes, "--index_from", 300)
     assert "406 embedded, 0 unchanged, 1 left out" in said
     assert "left out photos/5.png: " in said
     recall = float(said.split("recall@10 ")[1].split()[0])
     assert recall > 0.8
     lines[7]["text"] = "another note, with other words"
     notes.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "1 embedded, 405 unchanged, 1 left out" in run(*asked, "--add", place / "photos", notes)
+    assert "1 embedded, 405 unchanged, 1 left out" in database(*asked, "--add", place / "photos", notes)
 
     def first(*query: object) -> str:
-        return run(*asked, *query).splitlines()[0]
+        return database(*asked, *query).splitlines()[0]
 
     assert "notes.jsonl/n7 " in first("--text", "another note, with other words")
     assert first("--text", "another note, with other words").startswith(" 1.000")
     assert "photos/" in first("--text", "note 3", "--where", "kind = 'image'")
     assert "photos/2.png" in first("--image", place / "photos" / "2.png")
-    both = run(*asked, "--text", "note 3", "--image", place / "photos" / "2.png", "--weight", 1)
+    both = database(*asked, "--text", "note 3", "--image", place / "photos" / "2.png", "--weight", 1)
     assert "photos/2.png" in both.splitlines()[0]
 
 
 def test_a_database_keeps_to_one_model(place: Path, tmp_path: Path) -> None:
     save_ours(tmp_path / "other", seed=1)
-    run("vector_database", place / "model", tmp_path / "db", "--add", place / "photos")
-    said = run("vector_database", tmp_path / "other", tmp_path / "db", "--text", "word", code=2)
+    database(place / "model", tmp_path / "db", "--add", place / "photos")
+    said = database(tmp_path / "other", tmp_path / "db", "--text", "word", code=2)
     assert "holds vectors of another model" in said
 
 
@@ -187,6 +217,6 @@ def test_a_database_keeps_to_one_model(place: Path, tmp_path: Path) -> None:
 )
 def test_lines_that_are_no_items_are_named(place: Path, tmp_path: Path, line: str, words: str) -> None:
     (tmp_path / "bad.jsonl").write_text(line + "\n")
-    said = run("vector_database", place / "model", tmp_path / "db", "--add", tmp_path / "bad.jsonl", code=2)
+    said = database(place / "model", tmp_path / "db", "--add", tmp_path / "bad.jsonl", code=2)
     assert f"{tmp_path}/bad.jsonl" in said
     assert words in said
