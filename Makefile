@@ -59,7 +59,13 @@ demo: $(STAMP) ## train a small model on real pictures and texts (3 stages), pub
 test: $(STAMP) ## the tests and the doctests, without the slow ones and those that need a GPU
 	$(OFFLINE) $(PY) -m pytest -q $(PARALLEL) $(SAME_INPUTS) $(SLOWEST) -m 'not slow and not gpu' $(ARGS)
 
-test-slow: $(STAMP) ## the slow tests: whole runs, several processes, fresh environments
+# Ray and LanceDB, which two examples use: some hundred megabytes that `make test` does not pay for.
+RAY_STAMP := $(VENV)/.installed-ray
+$(RAY_STAMP): $(STAMP)
+	@$(PY) -m pip install -q -e '.[ray]' -c constraints.txt
+	@touch $@
+
+test-slow: $(RAY_STAMP) ## the slow tests: whole runs, several processes, fresh environments
 	$(OFFLINE) $(PY) -m pytest -q -m 'slow and not gpu' $(ARGS)
 
 peers: $(STAMP) ## timm, open_clip and MiniLM into .peers/, for the slow tests and the study that compare with them

@@ -6,6 +6,8 @@ no page has any more. Most commands take the time of a training or an export: ``
 in the order they stand; what can be checked without running is checked by ``make test``.
 """
 
+import importlib
+import io
 import os
 import re
 import runpy
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -246,6 +249,17 @@ def study_takes(words: list[str]) -> None:
     assert chosen(words[2 : words.index("--seeds")], arms)
 
 
+def scale_takes(words: list[str]) -> None:
+    """Its options are those that ``--help`` names."""
+    example, text = importlib.import_module(f"examples.{Path(words[1]).stem}"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(text), suppress(SystemExit):
+        patch.setattr(sys, "argv", [words[1], "--help"])
+        example.main()
+    options = {word for word in words if word.startswith("--")}
+    assert options
+    assert options <= set(re.findall(r"--\w+", text.getvalue()))
+
+
 def nothing(words: list[str]) -> None:
     """A name in a sentence, or a pattern with a placeholder."""
 
@@ -254,6 +268,9 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     r"make [a-z-]+": ("installs, or takes minutes; what a target calls is run by itself", target_exists),
     r"pip install .*": ("installs", extras_exist),
     r"python examples/app/app\.py .*": ("needs Gradio: `make test-app` runs the page in a browser", page_takes),
+    r"python examples/(embed_corpus|vector_database)\.py .*": (
+        *("needs Ray and LanceDB: tests/examples/test_scale.py runs them", scale_takes),
+    ),
     r"hf (repos|upload) .*": ("changes the Hub", hub_client_takes),
     r"hf auth login": ("asks for a token", hub_client_takes),
     r"(accelerate launch|torchrun) --.*": ("needs 8 GPUs", launcher_takes),

@@ -1,7 +1,9 @@
 """How a script of examples/ ends: its errors in one line each, with the exit codes of the commands."""
 
+import importlib
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 from trainer_ext.commands.frame import BAD_INPUT, INTERRUPTED
 from trainer_ext.run.failures import explain
@@ -33,3 +35,19 @@ def guarded(main: Callable[[], int | None], output_dir: str = ".") -> int:
             raise
         print(f"error: {' '.join(words.split())}", file=sys.stderr)
         return BAD_INPUT
+
+
+def needed(module: str, extra: str) -> ModuleType:
+    """Import what an extra brings, or say in one line how to install it.
+
+    >>> needed("json", "train").dumps(1)
+    '1'
+    >>> needed("no_such_module", "ray")
+    Traceback (most recent call last):
+    ...
+    ImportError: no_such_module is needed here: pip install '.[ray]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed here: pip install '.[{extra}]'") from error

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from trainer_ext.commands.guard import guarded
+from trainer_ext.commands.guard import guarded, needed
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -38,3 +38,13 @@ def test_the_rest_passes_through() -> None:
         guarded(raising(SystemExit(2)))  # argparse has said what is wrong
     with pytest.raises(ZeroDivisionError):
         guarded(raising(ZeroDivisionError()))
+
+
+def test_what_an_extra_brings_is_named_where_it_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert needed("json", "train").dumps([1]) == "[1]"
+
+    def main() -> None:
+        needed("no_such_library", "ray")
+
+    assert guarded(main) == 2
+    assert capsys.readouterr().err == "error: no_such_library is needed here: pip install '.[ray]'\n"
