@@ -107,11 +107,14 @@ def embed(options: argparse.Namespace) -> None:
         setup = {name: getattr(options, name) for name in ("corpus", "id", "text", "image", "fields", "dtype")}
         begin_folder(folder, options.model, setup)
         done = checkpoints.CheckpointConfig(options.id, str(folder / "_checkpoint"), delete_checkpoint_on_success=False)
-        rows.context.checkpoint_config = done  # a dataset has its own, since it was read
+        rows.context.checkpoint_config, rows.context.raise_original_map_exception = done, True
         how = {"batch_size": 8 * options.batch_size, "batch_format": "pyarrow", "num_gpus": int("GPU" in resources)}
         how |= {"compute": ray.data.ActorPoolStrategy(size=options.actors), "fn_constructor_args": [options, threads]}
         rows = rows.repartition(target_num_rows_per_block=options.rows_per_file).map_batches(Embedder, **how)
-        rows.write_parquet(str(folder), mode="append")
+        try:
+            rows.write_parquet(str(folder), mode="append")
+        except ValueError as error:  # within a page of Ray's own words
+            raise getattr(error, "cause", error) from None
     written, broken = ds.dataset(folder, format="parquet"), ds.field("unreadable").is_valid()
     left_out = written.to_table([options.id, "unreadable"], filter=broken).to_pylist()
     write_whole(folder / "_unreadable.jsonl", "".join(f"{json.dumps(row, default=str)}\n" for row in left_out).encode())

@@ -92,7 +92,7 @@ def index(table: Any) -> None:
     rows = table.search().select(["vector"]).limit(SAMPLE).to_arrow()["vector"].to_pylist()
     shares = []
     for vector in rows:
-        search = partial(table.search(vector).distance_type("cosine").select(["id"]).limit, NEAREST)
+        search = partial(table.search(vector).distance_type("cosine").select(["id", "_distance"]).limit, NEAREST)
         near, exact = ({row["id"] for row in x.to_list()} for x in (search(), search().bypass_vector_index()))
         shares.append(len(near & exact) / len(exact))
     print(f"index: recall@{NEAREST} {np.mean(shares):.3f} against exact search, on {len(rows)} vectors of the table")

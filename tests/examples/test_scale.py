@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="pip install '.[ray]'")
 pytest.importorskip("lancedb", reason="pip install '.[ray]'")
 
-ROWS = 2400
+ROWS = 1500
 
 
 @pytest.mark.parametrize("name", ["embed_corpus", "vector_database"])
@@ -73,7 +73,7 @@ def started(name: str, *arguments: object) -> subprocess.Popen:
 
 def run(name: str, *arguments: object, code: int = 0) -> str:
     process = started(name, *arguments)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, err
     if code:
         [line] = [line for line in err.splitlines() if line.startswith("error:")]
@@ -142,7 +142,8 @@ def test_other_vectors_do_not_get_into_the_folder(embedded: Path, place: Path) -
 
 def test_pictures_of_a_folder_and_what_cannot_be_read(place: Path, tmp_path: Path, model: JinaCLIPModel) -> None:
     asked = ["embed_corpus", place / "model", place / "photos", "--output_dir", tmp_path / "out"]
-    assert "1 rows cannot be read, --max_unreadable allows 0; such as: " in run(*asked, code=2)
+    said = run(*asked, code=2)
+    assert said.startswith("error: 1 rows cannot be read, --max_unreadable allows 0; such as: "), said
     assert "6 rows, 1 unreadable" in run(*asked, "--max_unreadable", 1)
     found = vectors_of(tmp_path / "out", "path")
     assert {Path(name).name for name in found} == {f"{number}.png" for number in range(5)}
