@@ -20,6 +20,7 @@ from trainer_ext import train
 from trainer_ext.evaluation.items import encode_items
 from trainer_ext.evaluation.tasks import Task, figures_of
 from trainer_ext.files import write_json
+from trainer_ext.locks import held
 from trainer_ext.measuring import Encoders, build_tasks, load_task_rows
 from trainer_ext.recipe.evaluation import TaskSpec, load_tasks
 from trainer_ext.recipe.schema import Source
@@ -54,9 +55,14 @@ def interval(values: Sequence[float]) -> Difference:
 
 
 def trained(folder: Path, recipe: str, overrides: Sequence[str]) -> Path:
-    """The folder of a run, trained now if it is not there or was stopped half-way."""
+    """The folder of a run, trained now if it is not there or was stopped half-way.
+
+    Raises:
+        FolderInUseError: another process trains it now.
+    """
     if not (folder / DONE).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+        with held(folder, sys.argv, print):  # what another process writes is not what a stopped run has left
+            shutil.rmtree(folder, ignore_errors=True)
         begin = time.perf_counter()
         train(recipe, folder, overrides=list(overrides))
         seconds = time.perf_counter() - begin

@@ -8,6 +8,15 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# Files of the model's package that the Hub does not serve: functions around the model.
+NOT_SERVED = {
+    "__init__.py",
+    "checkpoints_jina_clip.py",
+    "layers_jina_clip.py",
+    "modeling_jina_clip_masked_lm.py",
+    "packed_jina_clip.py",
+    "records_jina_clip.py",
+}
 
 
 class Import(NamedTuple):

@@ -8,8 +8,9 @@ import yaml
 from scipy import stats
 
 from benchmarks.effects import ARMS, HEAD, Runs, with_rows
-from benchmarks.paired import paired_difference
+from benchmarks.paired import paired_difference, trained
 from tests.trainer_ext.tiny_run import write_data, write_recipe
+from trainer_ext.locks import FolderInUseError, held
 from trainer_ext.recipe.evaluation import load_tasks
 from trainer_ext.recipe.reading import find_resource
 from trainer_ext.recipe.recipe import load_recipe
@@ -58,6 +59,15 @@ def test_an_arm_is_a_recipe_and_the_page_names_it(name: str, tmp_path: Path) -> 
     assert f"`{name}`" in PAGE
 
 
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    """Two calls in one folder may want the same run, such as the one without a key."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "half.txt").write_text("written so far")
+    with held(tmp_path / "run", ["train"], print), pytest.raises(FolderInUseError, match="is in use by process"):
+        trained(tmp_path / "run", "openmoji", [])
+    assert (tmp_path / "run" / "half.txt").read_text() == "written so far"
+
+
 @pytest.mark.slow
 def test_a_whole_comparison(tmp_path: Path) -> None:
     """Runs without are shared by arms, and a second call trains nothing."""
@@ -86,11 +96,11 @@ def test_a_whole_comparison(tmp_path: Path) -> None:
     }
     for steps in (None, 2):
         runs = Runs(content, tmp_path / "effects", steps)
-        for name, trained in (("smooth", 6), ("hard", 7), ("copied", 6)):
+        for name, count in (("smooth", 6), ("hard", 7), ("copied", 6)):
             before = set((tmp_path / "effects").glob("runs/*"))
             [row] = runs.compare(name, [1, 2, 3])
             assert row.startswith(f"| `{name}` |")
             made = set((tmp_path / "effects").glob("runs/*"))
-            assert len(made - before) == trained
+            assert len(made - before) == count
             assert runs.compare(name, [1, 2, 3]) == [row]
             assert set((tmp_path / "effects").glob("runs/*")) == made

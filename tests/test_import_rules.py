@@ -14,7 +14,7 @@ import pytest
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 import modeling_jina_clip
-from tests.source_imports import ROOT, files_of, imports_of, module_of, modules_in, named, package_of
+from tests.source_imports import NOT_SERVED, ROOT, files_of, imports_of, module_of, modules_in, named, package_of
 
 FACE = "modeling_jina_clip"  # `from modeling_jina_clip import X`, never one of its files
 BELOW_TRAINING = {"recipe", "data", "losses", "files", "sentence_files", FACE}
@@ -67,14 +67,6 @@ LIBRARIES = {
 }
 
 MODEL = ROOT / "modeling_jina_clip"
-NOT_SERVED = {
-    "__init__.py",
-    "checkpoints_jina_clip.py",
-    "layers_jina_clip.py",
-    "modeling_jina_clip_masked_lm.py",
-    "packed_jina_clip.py",
-    "records_jina_clip.py",
-}
 
 
 # --- trainer_ext: rooms ------------------------------------------------------------------------------------------

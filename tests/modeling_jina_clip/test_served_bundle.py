@@ -16,18 +16,10 @@ from hub_upload import build
 from modeling_jina_clip import JinaCLIPModel
 from modeling_jina_clip.configuration_jina_clip import OLDEST_TRANSFORMERS, require_version
 from modeling_jina_clip.custom_st import OLDEST_SENTENCE_TRANSFORMERS
+from tests.source_imports import NOT_SERVED, ROOT
 
-ROOT = Path(__file__).parents[2]
 MOST_FILES, MOST_LINES = 10, 3300
 NETWORK = {"http", "requests", "httpx", "aiohttp", "socket", "ssl", "urllib", "urllib3"}
-NOT_SERVED = {
-    "checkpoints_jina_clip.py",
-    "layers_jina_clip.py",
-    "modeling_jina_clip_masked_lm.py",
-    "packed_jina_clip.py",
-    "records_jina_clip.py",
-    "__init__.py",
-}
 
 
 @pytest.fixture(scope="module")

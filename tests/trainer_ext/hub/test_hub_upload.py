@@ -19,12 +19,11 @@ import hub_upload
 from hub_upload import HubFolderError, build, main, verify
 from modeling_jina_clip import JinaCLIPModel, JinaCLIPProcessor
 from tests.hub_checkpoint import TOKEN, finished_run
+from tests.source_imports import NOT_SERVED, ROOT
 from trainer_ext.files import file_hash
 from trainer_ext.hub.folder import STAMP, manifest_differences, read_manifest, write_manifest
 from trainer_ext.hub.probe import embed_probe
 from trainer_ext.hub.verify import PROBE
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="session")
@@ -44,15 +43,7 @@ def folder(built: Path, tmp_path: Path) -> Path:
 
 
 def test_folder_holds_everything_and_nothing_else(built: Path) -> None:
-    not_served = {
-        "__init__.py",
-        "checkpoints_jina_clip.py",
-        "layers_jina_clip.py",
-        "modeling_jina_clip_masked_lm.py",
-        "packed_jina_clip.py",
-        "records_jina_clip.py",
-    }
-    code = {path.name for path in (ROOT / "modeling_jina_clip").glob("*.py")} - not_served
+    code = {path.name for path in (ROOT / "modeling_jina_clip").glob("*.py")} - NOT_SERVED
     expected = code | {
         "README.md", "config.json", "model.safetensors", "manifest.json", "metrics.json",
         "tokenizer.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
